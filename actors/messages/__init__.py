@@ -1,0 +1,1 @@
+"""What actors say to each other: attrs classes grouped by receiver, no behaviour beyond derived values."""

@@ -1,0 +1,232 @@
+"""What admission is asked (by frontends) and told (by the other actors)."""
+
+from __future__ import annotations
+
+import attrs
+
+from mlx_serving.actors.errors import ErrorInfo
+from mlx_serving.actors.messages.values import (
+    ChatMessage,
+    ModelInfo,
+    Priority,
+    Sampling,
+    SequenceEnd,
+    Stopping,
+    TokenLogprob,
+)
+
+# --- from frontends -------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class FrontendAttached:
+    """A frontend says it is there, at the start and every `keepalive` seconds; one that stops is taken for gone.
+
+    Answered with `AdmissionAlive`.
+    """
+
+    name: str
+
+
+@attrs.frozen
+class GenerationRequested:
+    """Generate `n` answers to one prompt. Exactly one of `messages`, `prompt` and `prompt_ids` is given.
+
+    `request_id` is the frontend's own number, unique on its connection. `prompt_ids` are packed uint32 (`pack_ids`).
+    `model` None is the default model. `window` is the stream's initial credit in tokens per choice: a consumer that
+    does not return credits (`CreditsReturned`) pauses its own sequences and nobody else's. `timeout` in seconds
+    bounds the whole request. Answered with `RequestAccepted`, any number of `TokensDelivered`, and exactly one of
+    `RequestFinished` and `RequestFailed`.
+    """
+
+    request_id: int
+    model: str | None = None
+    messages: tuple[ChatMessage, ...] | None = None
+    prompt: str | None = None
+    prompt_ids: bytes | None = None
+    add_special_tokens: bool = True
+    n: int = 1
+    sampling: Sampling = Sampling()
+    stopping: Stopping = Stopping()
+    priority: Priority = "normal"
+    tenant: str = ""
+    timeout: float | None = None
+    window: int = 512
+
+
+@attrs.frozen
+class RequestCancelled:
+    """The consumer is gone or does not want the rest. No further message of the request follows."""
+
+    request_id: int
+
+
+@attrs.frozen
+class CreditsReturned:
+    """The consumer has taken `tokens` tokens of choice `index`."""
+
+    request_id: int
+    index: int
+    tokens: int
+
+
+@attrs.frozen
+class TokenizeRequested:
+    """Token ids of `text`, or of `messages` through the chat template. Answered with `Tokenized`."""
+
+    model: str | None = None
+    text: str | None = None
+    messages: tuple[ChatMessage, ...] | None = None
+    add_special_tokens: bool = True
+
+
+@attrs.frozen
+class DetokenizeRequested:
+    """Text of packed token ids. Answered with `Detokenized`."""
+
+    token_ids: bytes
+    model: str | None = None
+
+
+@attrs.frozen
+class ModelsRequested:
+    """Which models are served, and which could be. Answered with `ModelsListed`."""
+
+
+@attrs.frozen
+class ModelLoadRequested:
+    """Start a replica of a stored model (name, alias or trusted folder). Answered with `ModelLoaded`."""
+
+    model: str
+
+
+@attrs.frozen
+class ModelUnloadRequested:
+    """Stop a model's replicas once its streams have ended. Answered with `Done`."""
+
+    model: str
+
+
+@attrs.frozen
+class StatusRequested:
+    """The state of the whole runtime. Answered with `StatusReported`."""
+
+
+@attrs.frozen
+class MetricsRequested:
+    """Prometheus text of every metric. Answered with `MetricsReported`."""
+
+
+@attrs.frozen
+class ShutdownRequested:
+    """Drain and stop the runtime. Answered with `Done` before it begins."""
+
+
+# --- from generation (hot: one frame per step) ----------------------------------------------------------------------
+
+
+@attrs.frozen
+class SequenceOutput:
+    """What one step gave one sequence: new text (may be empty), its token ids, and how it ended, if it did.
+
+    Exactly one of `end` and `error` is set on the last output of a sequence.
+    """
+
+    sequence_id: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    end: SequenceEnd | None = None
+    error: ErrorInfo | None = None
+
+
+@attrs.frozen
+class TokensGenerated:
+    """The outputs of all of a replica's streams for one step, in one frame."""
+
+    replica: str
+    outputs: tuple[SequenceOutput, ...]
+
+
+# --- from batching, supervisor, qos, telemetry ----------------------------------------------------------------------
+
+
+@attrs.frozen
+class SequencesLost:
+    """The replica that held these sequences is gone (`replica`). Those without a token yet may be queued again."""
+
+    replica: str
+    sequence_ids: tuple[int, ...]
+    reason: str
+
+
+@attrs.frozen
+class QueueObserved:
+    """Batching's load. Ages in seconds."""
+
+    waiting: int
+    running: int
+    paused: int
+    oldest_wait: float
+    reserved_kv_bytes: int
+
+
+@attrs.frozen
+class ReplicaUp:
+    """A replica serves. `kv_bytes` is its budget for cached tokens."""
+
+    replica: str
+    model: ModelInfo
+    address: str
+    slots: int
+    kv_bytes: int
+    pid: int
+    is_default: bool = False
+
+
+@attrs.frozen
+class ReplicaDown:
+    """A replica ended or will not start; `restarting` says whether another one is on its way."""
+
+    replica: str
+    model: str
+    reason: str
+    restarting: bool
+    error: ErrorInfo | None = None
+
+
+@attrs.frozen
+class ActorState:
+    """One line of the supervisor's table. `state`: starting, ready, failed, stopped."""
+
+    name: str
+    state: str
+    placement: str
+    pid: int
+    restarts: int
+    uptime: float
+    detail: str = ""
+
+
+@attrs.frozen
+class SystemObserved:
+    """The supervisor's table, sent at every change."""
+
+    actors: tuple[ActorState, ...]
+    draining: bool = False
+
+
+@attrs.frozen
+class ClassesShed:
+    """QoS asks admission to refuse new requests of these priority classes (empty: none)."""
+
+    priorities: tuple[Priority, ...]
+    reason: str
+    retry_after: float = 1.0
+
+
+@attrs.frozen
+class DrainStarted:
+    """Stop intake; `seconds` are left for what runs."""
+
+    seconds: float

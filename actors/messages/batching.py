@@ -1,0 +1,58 @@
+"""What batching is told. `ReplicaUp`, `ReplicaDown` and `DrainStarted` (messages/admission.py) arrive here too."""
+
+from __future__ import annotations
+
+import attrs
+
+from mlx_serving.actors.messages.values import Priority, Sampling, Stopping
+
+
+@attrs.frozen
+class SequenceQueued:
+    """One sequence that wants a place in a batch.
+
+    `prompt_ids` are packed uint32. `kv_bytes` is the most its cache can grow to. `queued_at` and `deadline` are
+    monotonic seconds. `index` is the choice within its request: it enters the seed.
+    """
+
+    sequence_id: int
+    model: str
+    prompt_ids: bytes
+    sampling: Sampling
+    stopping: Stopping
+    kv_bytes: int
+    queued_at: float
+    index: int = 0
+    priority: Priority = "normal"
+    tenant: str = ""
+    deadline: float | None = None
+    window: int = 512
+
+
+@attrs.frozen
+class SequenceAborted:
+    """Admission no longer wants the sequence: take it out of the queue, or off its replica within one step."""
+
+    sequence_id: int
+
+
+@attrs.frozen
+class SequencePaused:
+    """The consumer has no credit left: keep the sequence's cache, free its row."""
+
+    sequence_id: int
+
+
+@attrs.frozen
+class SequenceResumed:
+    """The consumer reads again."""
+
+    sequence_id: int
+
+
+@attrs.frozen
+class SequencesEnded:
+    """A replica reports sequences that no longer hold a slot or a cache."""
+
+    replica: str
+    sequence_ids: tuple[int, ...]

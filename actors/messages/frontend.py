@@ -1,0 +1,145 @@
+"""What frontends are told by admission."""
+
+from __future__ import annotations
+
+import attrs
+
+from mlx_serving.actors.errors import ErrorInfo
+from mlx_serving.actors.messages.admission import ActorState, QueueObserved
+from mlx_serving.actors.messages.values import ModelInfo, SequenceEnd, Timings, TokenLogprob, Usage
+
+
+@attrs.frozen
+class AdmissionAlive:
+    """Admission is there. Another `incarnation` than before means that it was restarted and every stream is gone."""
+
+    incarnation: str
+    protocol: int
+
+
+@attrs.frozen
+class RequestAccepted:
+    """The request is queued."""
+
+    request_id: int
+    model: str
+    prompt_tokens: int
+
+
+@attrs.frozen
+class Delta:
+    """New text and tokens of one choice; `end` on its last one."""
+
+    request_id: int
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    end: SequenceEnd | None = None
+
+
+@attrs.frozen
+class TokensDelivered:
+    """One step's deltas of all streams of one frontend, in one frame (hot)."""
+
+    deltas: tuple[Delta, ...]
+
+
+@attrs.frozen
+class RequestFinished:
+    """Every choice has ended."""
+
+    request_id: int
+    usage: Usage
+    timings: Timings
+
+
+@attrs.frozen
+class RequestFailed:
+    """The request ended with an error; it is the last message of its stream."""
+
+    request_id: int
+    error: ErrorInfo
+
+
+@attrs.frozen
+class Refused:
+    """The answer to a question that could not be answered."""
+
+    error: ErrorInfo
+
+
+@attrs.frozen
+class Done:
+    """The answer to a command that was carried out."""
+
+
+@attrs.frozen
+class Tokenized:
+    """Packed token ids, their strings, and the model's context length."""
+
+    model: str
+    token_ids: bytes
+    token_strings: tuple[str, ...]
+    context_length: int
+
+
+@attrs.frozen
+class Detokenized:
+    """The text of token ids."""
+
+    model: str
+    text: str
+
+
+@attrs.frozen
+class ServedModel:
+    """A model and how it stands. `state`: ready, loading, unloading, failed."""
+
+    info: ModelInfo
+    state: str
+    is_default: bool
+    replicas: int
+    loaded_at: float
+    """Seconds since the epoch."""
+
+
+@attrs.frozen
+class ModelsListed:
+    """Models that have a replica, and names of stored models that have none."""
+
+    models: tuple[ServedModel, ...]
+    stored: tuple[str, ...]
+
+
+@attrs.frozen
+class ModelLoaded:
+    """The model serves."""
+
+    model: ServedModel
+
+
+@attrs.frozen
+class StatusReported:
+    """The state of the whole runtime. Memory in bytes, times in seconds."""
+
+    version: str
+    ready: bool
+    reason: str
+    draining: bool
+    uptime: float
+    actors: tuple[ActorState, ...]
+    models: tuple[ServedModel, ...]
+    queue: QueueObserved
+    active_streams: int
+    shedding: tuple[str, ...]
+    memory_rss: int
+    restarts: int
+    addresses: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class MetricsReported:
+    """Prometheus text format 0.0.4."""
+
+    text: str

@@ -1,0 +1,20 @@
+"""What a replica is told by batching. `SequencePaused`, `SequenceResumed`, `SequenceAborted` arrive here too."""
+
+from __future__ import annotations
+
+import attrs
+
+from mlx_serving.actors.messages.batching import SequenceQueued
+
+
+@attrs.frozen
+class SequenceAssigned:
+    """Generate this sequence. `assigned_at` is monotonic seconds."""
+
+    sequence: SequenceQueued
+    assigned_at: float
+
+
+@attrs.frozen
+class SequencesDropped:
+    """Forget every sequence: whoever had asked for them is gone."""
