@@ -1,0 +1,78 @@
+"""The engine protocol: what stands behind a generation actor.
+
+An engine lives on one thread. It turns sequences into tokens, one step at a time, and knows nothing of sockets,
+credits or frontends. `MlxEngine` runs models; `ScriptedEngine` says prepared things, for tests and benchmarks.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import attrs
+
+from mlx_serving.actors.messages.admission import SequenceOutput
+from mlx_serving.actors.messages.batching import SequenceQueued
+from mlx_serving.actors.messages.values import ModelInfo
+
+
+@attrs.frozen
+class EngineLimits:
+    """What an engine can hold: `slots` rows in the batch, `kv_bytes` of cache over all its sequences."""
+
+    slots: int
+    kv_bytes: int
+
+
+@attrs.frozen
+class StepReport:
+    """One step. `outputs` has at most one entry a sequence; the counters feed telemetry (bytes, tokens)."""
+
+    outputs: tuple[SequenceOutput, ...] = ()
+    rows: int = 0
+    tokens: int = 0
+    prefill_tokens: int = 0
+    active_bytes: int = 0
+    cache_bytes: int = 0
+
+
+class Engine(Protocol):
+    """Load once, then submit, step, cancel, pause and resume in any order, then close."""
+
+    def load(self) -> tuple[ModelInfo, EngineLimits]:
+        """Bring the model into memory and warm it up. Raises ModelLoadFailed."""
+        ...
+
+    def submit(self, sequence: SequenceQueued, started_at: float) -> None:
+        """Take a sequence in; its first output comes from a later `step`. `started_at`: monotonic seconds.
+
+        Raises a ServingError when this sequence can never run; the others are not disturbed.
+        """
+        ...
+
+    def step(self) -> StepReport:
+        """Advance prefill by at most the budget and every running row by one token.
+
+        A row that fails gets an output with `error`; the others go on. Returns at once when there is no work.
+        """
+        ...
+
+    def cancel(self, sequence_id: int) -> None:
+        """Forget a sequence, whatever it is doing. It gets no further output. Unknown ids are ignored."""
+        ...
+
+    def pause(self, sequence_id: int) -> None:
+        """Keep the cache, leave the batch: no output until `resume`. Unknown ids are ignored."""
+        ...
+
+    def resume(self, sequence_id: int) -> None:
+        """Return to the batch, with the same tokens to come as if never paused."""
+        ...
+
+    @property
+    def pending(self) -> int:
+        """Sequences that the next step would advance (paused ones do not count)."""
+        ...
+
+    def close(self) -> None:
+        """Give every byte back."""
+        ...
