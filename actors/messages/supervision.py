@@ -69,3 +69,8 @@ class ChildExited:
     name: str
     pid: int
     status: int
+
+
+@attrs.frozen
+class Drained:
+    """Admission has no stream left since `DrainStarted`."""

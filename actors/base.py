@@ -1,0 +1,201 @@
+"""The life of an actor: set up, run, tear down, and what happens when something in it fails.
+
+An actor is a thin shell around a policy. Its loop blocks only when there is nothing to do; otherwise it drains its
+inbox, lets the actor work one turn, and reports. An exception while handling one message is logged and costs that
+message alone; an exception in `set_up` or `work` ends the actor, and the supervisor decides.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from mlx_serving.actors.addresses import AddressBook
+from mlx_serving.actors.clock import Clock, monotonic
+from mlx_serving.actors.errors import ProtocolError, describe
+from mlx_serving.actors.logs import get_logger
+from mlx_serving.actors.messages.envelope import Envelope
+from mlx_serving.actors.messages.supervision import ActorFailed, ActorReady, Heartbeat, Stop
+from mlx_serving.actors.transport import Bus, Inbox, Outbox, Poller, SocketOptions, Waker
+from mlx_serving.config.schema import Settings
+
+DRAIN_LIMIT = 256
+"""Messages handled before the actor gets its turn to work."""
+
+
+def socket_options(settings: Settings) -> SocketOptions:
+    transport = settings.transport
+    return SocketOptions(transport.high_water_mark, transport.linger_ms, transport.max_message_bytes)
+
+
+@attrs.frozen
+class Place:
+    """Where an actor runs: its name, the addresses of the others, and whether it shares the host's process."""
+
+    name: str
+    book: AddressBook
+    in_host: bool
+
+
+class Node:
+    """What connects one actor to the world. It belongs to the actor's thread."""
+
+    def __init__(self, bus: Bus, place: Place, settings: Settings, home: Path, clock: Clock = monotonic) -> None:
+        self.bus = bus
+        self.place = place
+        self.settings = settings
+        self.home = home
+        self.clock = clock
+        self.log = get_logger(place.name)
+        self.poller = Poller()
+        self.waker = Waker()
+        self.inbox = Inbox(bus, place.book.of(place.name), self.refused)
+        self.poller.add(self.inbox)
+        self.poller.add(self.waker)
+        self.refused_frames = 0
+        self._outboxes: dict[str, Outbox] = {}
+
+    def tell(self, actor: str, message: Any, *, correlation: int = 0, trace_id: str = "") -> bool:
+        """Send a message to another actor's inbox; False when that actor's queue is full."""
+        envelope = Envelope(message, self.place.name, correlation, None, trace_id)
+        if self._outbox(actor).send(envelope):
+            return True
+        self.log.warning("inbox full", receiver=actor, message=type(message).__name__)
+        return False
+
+    def emit(self, event: Any) -> None:
+        """Tell telemetry; lost when telemetry does not keep up."""
+        self._outbox("telemetry").send(Envelope(event, self.place.name))
+
+    def forget(self, actor: str) -> None:
+        """Close the way to an actor that is gone for good (a replica)."""
+        outbox = self._outboxes.pop(actor, None)
+        if outbox is not None:
+            outbox.close()
+
+    def refused(self, error: ProtocolError) -> None:
+        self.refused_frames += 1
+        self.log.warning("frame refused", reason=error.message)
+
+    def close(self) -> None:
+        for end in (*self._outboxes.values(), self.inbox, self.waker):
+            end.close()
+
+    def _outbox(self, actor: str) -> Outbox:
+        outbox = self._outboxes.get(actor)
+        if outbox is None:
+            address = self.place.book.of(actor).best(self.place.in_host)
+            outbox = self._outboxes[actor] = Outbox(self.bus, address)
+        return outbox
+
+
+class Actor:
+    """The behaviour of one actor. Sub-classes override what they need."""
+
+    name: str = ""
+    interval: float | None = None
+    """Seconds between ticks; None for an actor that only answers."""
+
+    def set_up(self, node: Node) -> ActorReady | None:
+        """Prepare. What is raised here is reported as the reason why the actor is not ready."""
+        self.node = node
+        return None
+
+    def handle(self, envelope: Envelope) -> None:
+        """One message from the inbox."""
+
+    def tick(self, now: float) -> None:
+        """Called every `interval` seconds."""
+
+    def receive_more(self) -> bool:
+        """Take from further ends (frontends, a pool's results). True when there was something."""
+        return False
+
+    def work(self) -> None:
+        """One turn of work between two drains of the inbox."""
+
+    @property
+    def pending(self) -> int:
+        """Units of work that are waiting for `work`; while it is above 0 the loop does not block."""
+        return 0
+
+    steps: int = 0
+    """Completed units of work: the supervisor watches it while `pending` is above 0."""
+
+    def tear_down(self, seconds: float) -> None:
+        """Give back what `set_up` took; answer whoever still waits. `seconds` are left."""
+
+
+class Loop:
+    """Runs one actor on the current thread until it is told to stop."""
+
+    def __init__(self, actor: Actor, node: Node) -> None:
+        self._actor = actor
+        self._node = node
+        self._stop: Stop | None = None
+        self._next_tick = node.clock()
+        self._next_beat = node.clock()
+
+    def run(self) -> bool:
+        """Set up, run, tear down. False when the actor failed; the supervisor has been told why."""
+        try:
+            ready = self._actor.set_up(self._node)
+            self._node.tell("supervisor", ready or ActorReady(self._actor.name, os.getpid()))
+            self._turns()
+        except Exception as error:
+            self._node.log.exception("actor failed")
+            self._node.tell("supervisor", ActorFailed(self._actor.name, describe(error)))
+            return False
+        finally:
+            self._end()
+        return True
+
+    def _turns(self) -> None:
+        while self._stop is None:
+            drained = self._drain()
+            more = self._actor.receive_more()
+            if self._actor.pending:
+                self._actor.work()
+            self._report(self._node.clock())
+            if not drained and not more and not self._actor.pending:
+                self._node.poller.wait(self._idle_seconds())
+                self._node.waker.rest()
+
+    def _drain(self) -> bool:
+        for count in range(DRAIN_LIMIT):
+            envelope = self._node.inbox.receive()
+            if envelope is None:
+                return count > 0
+            if isinstance(envelope.message, Stop):
+                self._stop = envelope.message
+                return True
+            self._handle(envelope)
+        return True
+
+    def _handle(self, envelope: Envelope) -> None:
+        try:
+            self._actor.handle(envelope)
+        except Exception:
+            self._node.log.exception("message failed", message=type(envelope.message).__name__)
+
+    def _report(self, now: float) -> None:
+        if self._actor.interval is not None and now >= self._next_tick:
+            self._next_tick = now + self._actor.interval
+            self._actor.tick(now)
+        if now >= self._next_beat:
+            self._next_beat = now + self._node.settings.supervision.heartbeat_seconds
+            self._node.tell("supervisor", Heartbeat(self._actor.name, self._actor.steps, self._actor.pending))
+
+    def _idle_seconds(self) -> float:
+        due = self._next_beat if self._actor.interval is None else min(self._next_beat, self._next_tick)
+        return max(0.0, due - self._node.clock()) + 0.001
+
+    def _end(self) -> None:
+        try:
+            self._actor.tear_down(self._stop.seconds if self._stop else 0.0)
+        except Exception:
+            self._node.log.exception("tear-down failed")
+        self._node.close()

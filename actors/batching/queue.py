@@ -1,0 +1,93 @@
+"""The waiting line of one model: priority classes with ageing, fair shares inside a class.
+
+Rules:
+1. A class is served before every lower one; a class's first sequence rises by one class for every `ageing` seconds it
+   has waited, so nothing starves. Between equals the one that has waited longest goes first.
+2. Inside a class, tenants share by start-time fair queueing (Goyal, Vin, Cheng 1996): a sequence's tag is the later of
+   the line's virtual time and its tenant's last tag plus cost; the least tag goes first. Cost is the number of tokens
+   that the sequence may take. A tenant with many requests therefore delays its own, not another's.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+import attrs
+
+from mlx_serving.actors.messages.batching import SequenceQueued
+from mlx_serving.actors.messages.values import PRIORITIES
+
+
+@attrs.define(order=True)
+class _Entry:
+    tag: float
+    queued_at: float
+    sequence_id: int
+    sequence: SequenceQueued = attrs.field(order=False)
+
+
+class WaitingLine:
+    """Sequences of one model that wait for a place."""
+
+    def __init__(self, ageing: float) -> None:
+        self.ageing = ageing
+        self._classes: dict[int, list[_Entry]] = {rank: [] for rank in range(len(PRIORITIES))}
+        self._waiting: dict[int, SequenceQueued] = {}
+        self._virtual = 0.0
+        self._tenant_tags: dict[tuple[int, str], float] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[SequenceQueued]:
+        return iter(self._waiting.values())
+
+    def add(self, sequence: SequenceQueued, cost: float) -> None:
+        rank = PRIORITIES.index(sequence.priority)
+        tenant = (rank, sequence.tenant)
+        tag = max(self._virtual, self._tenant_tags.get(tenant, 0.0))
+        self._tenant_tags[tenant] = tag + cost
+        self._waiting[sequence.sequence_id] = sequence
+        heapq.heappush(self._classes[rank], _Entry(tag, sequence.queued_at, sequence.sequence_id, sequence))
+
+    def remove(self, sequence_id: int) -> bool:
+        """True when the sequence was waiting here."""
+        found = self._waiting.pop(sequence_id, None) is not None
+        self._forget_idle_tenants()
+        return found
+
+    def first(self, now: float) -> SequenceQueued | None:
+        """The sequence to be served next; None when nobody waits."""
+        best = self._best(now)
+        return None if best is None else best[1].sequence
+
+    def pop(self, now: float) -> SequenceQueued | None:
+        """Take out what `first` names."""
+        best = self._best(now)
+        if best is None:
+            return None
+        rank, entry = best
+        heapq.heappop(self._classes[rank])
+        self._virtual = max(self._virtual, entry.tag)
+        self.remove(entry.sequence_id)
+        return entry.sequence
+
+    def _best(self, now: float) -> tuple[int, _Entry] | None:
+        heads = [(rank, head) for rank in self._classes if (head := self._head(rank)) is not None]
+        return max(heads, key=lambda each: self._urgency(*each, now), default=None)
+
+    def _urgency(self, rank: int, entry: _Entry, now: float) -> tuple[int, float]:
+        aged = rank + int(max(0.0, now - entry.queued_at) / self.ageing)
+        return min(aged, len(PRIORITIES) - 1), -entry.queued_at
+
+    def _head(self, rank: int) -> _Entry | None:
+        entries = self._classes[rank]
+        while entries and entries[0].sequence_id not in self._waiting:
+            heapq.heappop(entries)
+        return entries[0] if entries else None
+
+    def _forget_idle_tenants(self) -> None:
+        if not self._waiting:
+            self._tenant_tags.clear()
+            self._virtual = 0.0

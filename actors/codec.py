@@ -1,0 +1,210 @@
+"""One door in and out of bytes: envelope ↔ one msgpack frame.
+
+A frame is the array `[version, tag, sender, correlation, deadline, trace_id, body]`. The tag is a message's class name
+and is looked up in MESSAGES, the closed list of what may arrive. A body is a map of fields (cattrs, no coercion, no
+extra keys), except for the two messages that carry tokens: they are positional arrays, packed and checked by hand,
+because one of them crosses the bus at every step. Whatever is wrong with a frame becomes one ProtocolError.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import ModuleType, NoneType
+from typing import Any, cast
+
+import attrs
+import msgpack
+from cattrs import Converter, transform_error
+from cattrs.errors import BaseValidationError
+
+from mlx_serving.actors.errors import ErrorInfo, ProtocolError
+from mlx_serving.actors.messages import admission, batching, frontend, generation, qos, supervision, telemetry
+from mlx_serving.actors.messages.admission import SequenceOutput, TokensGenerated
+from mlx_serving.actors.messages.envelope import PROTOCOL_VERSION, Envelope
+from mlx_serving.actors.messages.frontend import Delta, TokensDelivered
+from mlx_serving.actors.messages.values import SequenceEnd, TokenLogprob
+
+
+def _defined_in(module: ModuleType) -> dict[str, type]:
+    classes = inspect.getmembers(module, inspect.isclass)
+    return {name: kind for name, kind in classes if kind.__module__ == module.__name__ and attrs.has(kind)}
+
+
+MESSAGES: dict[str, type] = {
+    name: kind
+    for module in (admission, batching, frontend, generation, qos, supervision, telemetry)
+    for name, kind in _defined_in(module).items()
+}
+"""Every type that may arrive, by its tag."""
+
+
+def _exact(kind: type) -> Any:
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+        return value
+
+    return structure
+
+
+def _structure_float(value: Any, _: Any) -> float:
+    if type(value) not in (float, int):
+        raise TypeError(f"expected float, got {type(value).__name__}")
+    return float(value)
+
+
+def _structure_text_or_id(value: Any, _: Any) -> str | int | None:
+    if type(value) not in (str, int, NoneType):
+        raise TypeError(f"expected str, int or nil, got {type(value).__name__}")
+    return cast("str | int | None", value)
+
+
+def _is_homogeneous_tuple(kind: Any) -> bool:
+    return getattr(kind, "__origin__", None) is tuple and kind.__args__[-1:] == (Ellipsis,)
+
+
+def _converter() -> Converter:
+    converter = Converter(forbid_extra_keys=True)
+    for kind in (bool, int, str, bytes):
+        converter.register_structure_hook(kind, _exact(kind))
+    converter.register_structure_hook(float, _structure_float)
+    converter.register_structure_hook(str | int | None, _structure_text_or_id)
+
+    def tuple_factory(kind: Any) -> Any:
+        item = kind.__args__[0]
+
+        def structure(value: Any, _: Any) -> tuple[Any, ...]:
+            if not isinstance(value, list):
+                raise TypeError(f"expected an array, got {type(value).__name__}")
+            return tuple([converter.structure(each, item) for each in value])
+
+        return structure
+
+    converter.register_structure_hook_factory(_is_homogeneous_tuple, tuple_factory)
+    return converter
+
+
+_convert = _converter()
+
+
+def _pack_logprob(value: TokenLogprob) -> tuple[Any, ...]:
+    return (value.token_id, value.token, value.logprob, value.top)
+
+
+def _pack_end(value: SequenceEnd | None) -> tuple[Any, ...] | None:
+    return None if value is None else attrs.astuple(value)
+
+
+def _pack_output(output: SequenceOutput) -> tuple[Any, ...]:
+    error = None if output.error is None else attrs.astuple(output.error)
+    logprobs = [_pack_logprob(each) for each in output.logprobs]
+    return (output.sequence_id, output.text, output.token_ids, logprobs, _pack_end(output.end), error)
+
+
+def _pack_delta(delta: Delta) -> tuple[Any, ...]:
+    logprobs = [_pack_logprob(each) for each in delta.logprobs]
+    return (delta.request_id, delta.index, delta.text, delta.token_ids, logprobs, _pack_end(delta.end))
+
+
+def _check(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _unpack_ids(value: Any) -> tuple[int, ...]:
+    for each in _check(value, list):
+        if type(each) is not int:
+            raise TypeError(f"expected int, got {type(each).__name__}")
+    return tuple(value)
+
+
+def _unpack_logprob(value: Any) -> TokenLogprob:
+    token_id, token, logprob, top = value
+    alternatives = tuple(
+        (cast(int, _check(i, int)), cast(str, _check(t, str)), cast(float, _check(p, float))) for i, t, p in top
+    )
+    return TokenLogprob(_check(token_id, int), _check(token, str), _check(logprob, float), alternatives)
+
+
+def _by_fields(value: Any, kind: type) -> Any:
+    """An attrs class from its positional form; None stays None."""
+    if value is None:
+        return None
+    names = [field.name for field in attrs.fields(kind)]
+    if len(_check(value, list)) != len(names):
+        raise TypeError(f"{kind.__name__} has {len(names)} fields, got {len(value)}")
+    return _convert.structure(dict(zip(names, value, strict=True)), kind)
+
+
+def _unpack_output(value: Any) -> SequenceOutput:
+    sequence_id, text, ids, logprobs, end, error = value
+    return SequenceOutput(
+        _check(sequence_id, int),
+        _check(text, str),
+        _unpack_ids(ids),
+        tuple([_unpack_logprob(each) for each in logprobs]),
+        _by_fields(end, SequenceEnd),
+        _by_fields(error, ErrorInfo),
+    )
+
+
+def _unpack_delta(value: Any) -> Delta:
+    request_id, index, text, ids, logprobs, end = value
+    return Delta(
+        _check(request_id, int),
+        _check(index, int),
+        _check(text, str),
+        _unpack_ids(ids),
+        tuple([_unpack_logprob(each) for each in logprobs]),
+        _by_fields(end, SequenceEnd),
+    )
+
+
+def _pack_body(message: Any) -> Any:
+    if type(message) is TokensGenerated:
+        return (message.replica, [_pack_output(output) for output in message.outputs])
+    if type(message) is TokensDelivered:
+        return [_pack_delta(delta) for delta in message.deltas]
+    return _convert.unstructure(message)
+
+
+def _unpack_body(tag: str, body: Any) -> Any:
+    if tag == "TokensGenerated":
+        replica, outputs = body
+        return TokensGenerated(_check(replica, str), tuple([_unpack_output(output) for output in outputs]))
+    if tag == "TokensDelivered":
+        return TokensDelivered(tuple([_unpack_delta(delta) for delta in body]))
+    kind = MESSAGES.get(tag)
+    if kind is None:
+        raise ProtocolError(f"unknown message {tag[:60]!r}")
+    return _convert.structure(_check(body, dict), kind)
+
+
+def encode(envelope: Envelope) -> bytes:
+    """The frame of an envelope. The message's type must be in MESSAGES."""
+    message = envelope.message
+    tag = type(message).__name__
+    if MESSAGES.get(tag) is not type(message):
+        raise TypeError(f"{tag} is not a message of the bus")
+    header = (PROTOCOL_VERSION, tag, envelope.sender, envelope.correlation, envelope.deadline, envelope.trace_id)
+    return cast(bytes, msgpack.packb((*header, _pack_body(message))))
+
+
+def decode(frame: bytes) -> Envelope:
+    """The envelope of a frame. Raises ProtocolError with a short reason, and nothing else."""
+    try:
+        parts = msgpack.unpackb(frame, strict_map_key=False)
+        version, tag, sender, correlation, deadline, trace_id, body = parts
+        if version != PROTOCOL_VERSION:
+            raise ProtocolError(f"protocol version {version!r}, this is {PROTOCOL_VERSION}")
+        if deadline is not None:
+            deadline = _structure_float(deadline, float)
+        header = (_check(sender, str), _check(correlation, int), deadline, _check(trace_id, str))
+        return Envelope(_unpack_body(_check(tag, str), body), *header)
+    except ProtocolError:
+        raise
+    except BaseValidationError as error:
+        raise ProtocolError("; ".join(transform_error(error)[:3])) from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"malformed frame: {str(error) or type(error).__name__}") from None

@@ -1,0 +1,114 @@
+"""The generation actor: one replica of one model behind the engine protocol.
+
+It works in turns: drain the control messages, run one step, send one frame with every stream's new tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from mlx_serving.actors.base import Actor, Node
+from mlx_serving.actors.errors import ServingError, describe
+from mlx_serving.actors.generation.engine import Engine, StepReport
+from mlx_serving.actors.messages.admission import SequenceOutput, TokensGenerated
+from mlx_serving.actors.messages.batching import SequenceAborted, SequencePaused, SequenceResumed, SequencesEnded
+from mlx_serving.actors.messages.envelope import Envelope
+from mlx_serving.actors.messages.generation import SequenceAssigned, SequencesDropped
+from mlx_serving.actors.messages.supervision import ActorReady
+from mlx_serving.actors.messages.telemetry import StepCompleted
+
+
+class GenerationActor(Actor):
+    """Answers for tokens. `make_engine` is called on the actor's own thread, which owns everything MLX."""
+
+    def __init__(self, name: str, make_engine: Callable[[], Engine]) -> None:
+        self.name = name
+        self._make_engine = make_engine
+
+    def set_up(self, node: Node) -> ActorReady:
+        self.node = node
+        self._live: set[int] = set()
+        self._last_tokens_at: float | None = None
+        self._engine = self._make_engine()
+        self._model, limits = self._engine.load()
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            SequenceAssigned: self._assigned,
+            SequenceAborted: self._aborted,
+            SequencePaused: lambda message: self._engine.pause(message.sequence_id),
+            SequenceResumed: lambda message: self._engine.resume(message.sequence_id),
+            SequencesDropped: self._dropped,
+        }
+        return ActorReady(self.name, os.getpid(), self._model, limits.slots, limits.kv_bytes)
+
+    def handle(self, envelope: Envelope) -> None:
+        handler = self._handlers.get(type(envelope.message))
+        if handler is None:
+            self.node.log.warning("unexpected message", message=type(envelope.message).__name__)
+            return
+        handler(envelope.message)
+
+    @property
+    def pending(self) -> int:
+        return self._engine.pending
+
+    def work(self) -> None:
+        started = self.node.clock()
+        report = self._engine.step()
+        self.steps += 1
+        if report.outputs:
+            self._send(report.outputs)
+        self._account(report, started, self.node.clock())
+
+    def tear_down(self, seconds: float) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.close()
+
+    def _assigned(self, message: SequenceAssigned) -> None:
+        sequence_id = message.sequence.sequence_id
+        self._live.add(sequence_id)
+        try:
+            self._engine.submit(message.sequence, message.assigned_at)
+        except Exception as error:
+            if not isinstance(error, ServingError):
+                self.node.log.exception("submit failed")
+            self._send((SequenceOutput(sequence_id, "", (), error=describe(error)),))
+
+    def _aborted(self, message: SequenceAborted) -> None:
+        self._engine.cancel(message.sequence_id)
+        self._release((message.sequence_id,))
+
+    def _dropped(self, _: SequencesDropped) -> None:
+        for sequence_id in self._live:
+            self._engine.cancel(sequence_id)
+        self._live.clear()
+
+    def _send(self, outputs: tuple[SequenceOutput, ...]) -> None:
+        self.node.tell("admission", TokensGenerated(self.name, outputs))
+        self._release(tuple(each.sequence_id for each in outputs if each.end is not None or each.error is not None))
+
+    def _release(self, sequence_ids: tuple[int, ...]) -> None:
+        released = tuple(each for each in sequence_ids if each in self._live)
+        if released:
+            self._live.difference_update(released)
+            self.node.tell("batching", SequencesEnded(self.name, released))
+
+    def _account(self, report: StepReport, started: float, now: float) -> None:
+        gap = None if self._last_tokens_at is None else now - self._last_tokens_at
+        if report.rows:
+            self._last_tokens_at = now if self._engine.pending else None
+        self.node.emit(
+            StepCompleted(
+                self.name,
+                self._model.name,
+                report.rows,
+                report.tokens,
+                report.prefill_tokens,
+                now - started,
+                gap if report.rows else None,
+                report.active_bytes,
+                report.cache_bytes,
+            )
+        )

@@ -1,0 +1,208 @@
+"""Typed ends over inproc and ipc: what binds, connects, waits and gives up.
+
+An end belongs to the thread that made it, which also closes it. Nothing here ever blocks on a send: an end whose
+queue is full says so and the caller decides. Frames that cannot be decoded are counted and reported, never raised
+into a loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import zmq
+
+from mlx_serving.actors.addresses import Endpoints
+from mlx_serving.actors.codec import decode, encode
+from mlx_serving.actors.errors import ProtocolError
+from mlx_serving.actors.messages.envelope import Envelope
+
+
+@attrs.frozen
+class SocketOptions:
+    """Limits of every socket: messages queued a side, milliseconds of linger, bytes of the largest frame."""
+
+    high_water_mark: int = 100_000
+    linger_ms: int = 500
+    max_message_bytes: int = 64 << 20
+
+
+class Bus:
+    """The sockets' context. One a process; closed last, when every end is."""
+
+    def __init__(self, options: SocketOptions | None = None) -> None:
+        self.options = options or SocketOptions()
+        self._context = zmq.Context(io_threads=1)
+
+    def socket(self, kind: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.set_hwm(self.options.high_water_mark)
+        socket.linger = self.options.linger_ms
+        socket.set(zmq.MAXMSGSIZE, self.options.max_message_bytes)
+        return socket
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """End the context; False when an end was still open after `timeout` seconds (its thread is stuck)."""
+        ender = threading.Thread(target=self._context.term, name="bus-end", daemon=True)
+        ender.start()
+        ender.join(timeout)
+        return not ender.is_alive()
+
+
+class _End:
+    """What all ends share: the socket, and how it closes."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+
+    def close(self) -> None:
+        self._socket.close()
+
+    @property
+    def pollable(self) -> Any:
+        return self._socket
+
+
+def _bind(socket: zmq.Socket[bytes], endpoints: Endpoints) -> None:
+    socket.bind(endpoints.ipc)
+    if endpoints.inproc is not None:
+        socket.bind(endpoints.inproc)
+
+
+class Inbox(_End):
+    """The PULL end where an actor receives. Refused frames go to `on_refused` with the reason."""
+
+    def __init__(self, bus: Bus, endpoints: Endpoints, on_refused: Callable[[ProtocolError], None]) -> None:
+        super().__init__(bus.socket(zmq.PULL))
+        self._on_refused = on_refused
+        _bind(self._socket, endpoints)
+
+    def receive(self) -> Envelope | None:
+        """The next envelope, or None when nothing waits."""
+        while True:
+            try:
+                return decode(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return None
+            except ProtocolError as error:
+                self._on_refused(error)
+
+
+class Outbox(_End):
+    """The PUSH end towards one other actor's inbox."""
+
+    def __init__(self, bus: Bus, address: str) -> None:
+        super().__init__(bus.socket(zmq.PUSH))
+        self._socket.connect(address)
+
+    def send(self, envelope: Envelope) -> bool:
+        """False when the other side does not keep up and the queue is full."""
+        try:
+            self._socket.send(encode(envelope), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+
+class Door(_End):
+    """The ROUTER end where frontends attach; a frontend is known by the bytes of its connection."""
+
+    def __init__(self, bus: Bus, endpoints: Endpoints, on_refused: Callable[[ProtocolError], None]) -> None:
+        super().__init__(bus.socket(zmq.ROUTER))
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._on_refused = on_refused
+        _bind(self._socket, endpoints)
+
+    def receive(self) -> tuple[bytes, Envelope] | None:
+        """The next frontend and its envelope, or None when nothing waits."""
+        while True:
+            try:
+                peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                return peer, decode(b"".join(frames))
+            except zmq.Again:
+                return None
+            except ProtocolError as error:
+                self._on_refused(error)
+
+    def send(self, peer: bytes, envelope: Envelope) -> bool:
+        """False when the frontend is gone or does not read."""
+        try:
+            self._socket.send_multipart((peer, encode(envelope)), zmq.NOBLOCK)
+        except (zmq.Again, zmq.ZMQError):
+            return False
+        return True
+
+
+class Link(_End):
+    """The DEALER end of a frontend, used from one asyncio loop through its file descriptor."""
+
+    def __init__(self, bus: Bus, address: str, on_refused: Callable[[ProtocolError], None]) -> None:
+        super().__init__(bus.socket(zmq.DEALER))
+        self._on_refused = on_refused
+        self._socket.connect(address)
+
+    @property
+    def fd(self) -> int:
+        """Edge-triggered: after it fires, and after each send, `receive` until None."""
+        return self._socket.get(zmq.FD)
+
+    def send(self, envelope: Envelope) -> bool:
+        try:
+            self._socket.send(encode(envelope), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> Envelope | None:
+        while True:
+            try:
+                return decode(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return None
+            except ProtocolError as error:
+                self._on_refused(error)
+
+
+class Waker:
+    """Lets another thread end this thread's wait."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+
+    @property
+    def pollable(self) -> int:
+        return self._read
+
+    def wake(self) -> None:
+        """From any thread; wakes once however often it is called before the wait ends."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._write, b"\0")
+
+    def rest(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._read, 4096):
+                pass
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+class Poller:
+    """Waits for any of several ends."""
+
+    def __init__(self) -> None:
+        self._poller = zmq.Poller()
+
+    def add(self, end: _End | Waker) -> None:
+        self._poller.register(end.pollable, zmq.POLLIN)
+
+    def wait(self, seconds: float) -> bool:
+        """True when an end has something, False after `seconds`."""
+        return bool(self._poller.poll(max(0, round(seconds * 1000))))
