@@ -1,6 +1,7 @@
 """Checks of an installed wheel, run by the Python of a clean environment: CHECKOUT WHEEL.
 
-Every module of the checkout is in the wheel and imports without extras, data files came along, nothing else did.
+The wheel holds every module and data file of the checkout and nothing else, and all modules import without
+extras.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Native code and its pure twins; which of the two runs is chosen here and nowhere else.
 
-`MLX_SERVING_NATIVE` forces the choice: `pure`, `native` (an ImportError where it was not built), or `auto`, the
-default, which takes the compiled twin where it was built. `blas` is apart from this: see `mlx_serving.native.blas`.
+`MLX_SERVING_NATIVE` forces the choice: `pure`, `native` (an ImportError where it was not built), or `auto`, the default,
+which takes the compiled twin where it was built. The BLAS is apart from this: see `blas`.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ def _choose() -> tuple[ModuleType, Choice, str]:
         module = importlib.import_module("mlx_serving.native._accelerator")
     except ImportError as error:
         if wanted == "native":
-            raise ImportError(f"MLX_SERVING_NATIVE=native, but the native module cannot be used: {error}") from error
+            raise ImportError(
+                f"MLX_SERVING_NATIVE=native, but the native module cannot be used: {error}"
+            ) from error
         return pure, "pure", f"the native module cannot be used: {error}"
-    return module, "native", "built and importable" if wanted == "auto" else "forced by MLX_SERVING_NATIVE=native"
+    return module, "native", f"built and importable, with MLX_SERVING_NATIVE={wanted}"
 
 
 _module, _choice, _reason = _choose()

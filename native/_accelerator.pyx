@@ -140,7 +140,7 @@ cdef class StopMatcher:
         return following
 
     cdef void _consider(self, Py_ssize_t position):
-        """A pattern ends at `position` of the held text: keep it if it starts earlier, or as early and longer."""
+        """Keep the pattern that ends at `position` of the held text if it starts earlier, or is longer."""
         cdef int pattern = self.nodes[self.node].longest
         if pattern < 0:
             return

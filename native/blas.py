@@ -1,9 +1,9 @@
 """A fast BLAS ahead of the reference one that MLX's Linux wheel links.
 
 `install()` must run before the first `import mlx.core` of the process. It loads OpenBLAS from the package
-scipy-openblas32 and, with RTLD_GLOBAL, the library built from src/blas_shim.c, whose `cblas_*gemm` then stand first in
-the symbol scope and pass on to OpenBLAS. Products in float32, float64 and complex64 gain; quantised products do not
-call a BLAS. On macOS MLX uses Accelerate and nothing is done.
+scipy-openblas32 and, with RTLD_GLOBAL, the library built from src/blas_shim.c, whose `cblas_*gemm` then stand
+first in the symbol scope and pass on to OpenBLAS. Products in float32, float64 and complex64 gain; quantised
+products do not call a BLAS. On macOS MLX uses Accelerate and nothing is done.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ BlasChoice = Literal["openblas", "reference", "accelerate"]
 
 _GEMMS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _SPIN = "16"
-"""log2 of the cycles an idle OpenBLAS thread spins before it sleeps. The default, 26, burns some 20 ms of a core after
-each product, which the host process needs."""
+"""log2 of the cycles an idle OpenBLAS thread spins before it sleeps. The default, 26, burns some 20 ms of a core
+after each product, which the host process needs."""
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/"), cpus: Iterable[int] | None = None) -> int:
-    """At least 1. `root` holds `sys` and `proc`; `cpus` are logical processors, by default those of the affinity."""
+    """At least 1. `root` holds `sys` and `proc`; `cpus`: logical processors, by default those of the affinity."""
     allowed = set(_affinity() if cpus is None else cpus)
     cores = {_core(root, cpu) for cpu in allowed}
     return max(1, math.ceil(min(len(cores), _quota(root))))
@@ -28,7 +28,7 @@ def _core(root: Path, cpu: int) -> str:
 
 
 def _quota(root: Path) -> float:
-    """Processors' worth of time the control group grants; infinite without a limit. Version 2, then version 1."""
+    """Processors' worth of time the control group (version 2 or 1) grants; infinite without a limit."""
     group = root / "sys/fs/cgroup"
     limits = [_read(folder / "cpu.max").split() for folder in _own_groups(root, group)]
     limits.append([_read(group / "cpu/cpu.cfs_quota_us"), _read(group / "cpu/cpu.cfs_period_us")])

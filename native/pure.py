@@ -105,7 +105,7 @@ class StopMatcher:
         return held
 
     def _consider(self, position: int) -> None:
-        """A pattern ends at `position` of the held text: keep it if it starts earlier, or as early and longer."""
+        """Keep the pattern that ends at `position` of the held text if it starts earlier, or is longer."""
         pattern = self._node.longest
         if pattern is None:
             return

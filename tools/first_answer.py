@@ -1,7 +1,7 @@
 """Starts `mlx-serving serve`, waits until it is ready, asks one question and prints the streamed answer.
 
-Needs the standard library only, and `mlx-serving` beside the Python that runs it. Serves on until a signal when
-standard input is a terminal and `--once` was not given; otherwise stops the server and ends.
+Needs the standard library only, and `mlx-serving` beside the Python that runs it. Serves on until a signal
+when standard input is a terminal and `--once` was not given; otherwise stops the server and ends.
 """
 
 from __future__ import annotations

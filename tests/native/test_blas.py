@@ -31,8 +31,8 @@ right = mx.random.normal((48, 32), key=mx.random.key(2))
 result = (left @ right).tolist()
 maps = open("/proc/self/maps").read()
 print(json.dumps(dict(
-    choice=status.choice, reason=status.reason, threads=status.threads, products=blas.products(), result=result,
-    loaded="libscipy_openblas" in maps, same=blas.install() == status,
+    choice=status.choice, reason=status.reason, threads=status.threads,
+    products=blas.products(), result=result, loaded="libscipy_openblas" in maps, same=blas.install() == status,
 )))
 """
 

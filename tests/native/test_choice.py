@@ -18,7 +18,12 @@ REPORT = "from mlx_serving.native import StopMatcher, status; print(status().cho
 def report(choice: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "MLX_SERVING_NATIVE": choice}
     return subprocess.run(
-        [sys.executable, "-c", REPORT], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", REPORT],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 

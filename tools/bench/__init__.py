@@ -1,0 +1,1 @@
+"""Benchmarks of mlx-serving and its peers: `python tools/bench COMMAND`."""

@@ -1,0 +1,115 @@
+"""Runs a load in a process of its own and sums up what came back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import orjson
+
+from bench.generator import Generator
+from bench.quantiles import Spread
+from bench.spec import Load, Outcome
+
+_GRACE = 60.0
+"""Seconds that the process may take beyond its longest request, for starting and parsing."""
+
+
+def run(load: Load, deadline: float | None = None) -> list[Outcome]:
+    """Carry out `load` in a fresh process. Raises TimeoutExpired after `deadline` seconds."""
+    process = start(load)
+    return finish(process, deadline or load.timeout * max(1, len(load.requests)) + _GRACE)
+
+
+def start(load: Load) -> subprocess.Popen[bytes]:
+    """Start the process and hand it the load; `finish` collects the outcomes."""
+    command = [sys.executable, str(Path(__file__).parent), "generator"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(orjson.dumps(attrs.asdict(load)) + b"\n")
+    process.stdin.flush()
+    return process
+
+
+def finish(process: subprocess.Popen[bytes], deadline: float) -> list[Outcome]:
+    """Wait for the outcomes of a started load; the process never outlives this call."""
+    try:
+        output, _ = process.communicate(timeout=deadline)
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise RuntimeError(f"the load generator ended with status {process.returncode}")
+    return [Outcome(**fields) for fields in orjson.loads(output)]
+
+
+def serve_generator() -> None:
+    """The other end: a load on standard input, its outcomes on standard output."""
+    load = Load.from_json(orjson.loads(sys.stdin.buffer.readline()))
+    outcomes = Generator(load).run()
+    sys.stdout.buffer.write(orjson.dumps([attrs.asdict(outcome) for outcome in outcomes]))
+
+
+@attrs.frozen
+class Summary:
+    """A load in figures. Times in seconds, rates in tokens a second; None where nothing was measured."""
+
+    requests: int
+    errors: dict[str, int]
+    cancelled: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    decode_rate: float | None
+    stream_rate: Spread | None
+    first_token: Spread | None
+    inter_token: Spread | None
+    total: Spread | None
+    details: tuple[str, ...] = ()
+
+    def json(self) -> dict[str, Any]:
+        """As nested dictionaries."""
+        return attrs.asdict(self)
+
+
+def summarise(outcomes: Sequence[Outcome]) -> Summary:
+    """`tokens_per_second`: all tokens over the whole time. `decode_rate`: tokens after each stream's first, over the
+    time from the first to the last token of all. `stream_rate`: the same of each stream by itself."""
+    good = [outcome for outcome in outcomes if outcome.error is None and not outcome.cancelled]
+    tokens = sum(outcome.tokens or outcome.events for outcome in good)
+    seconds = max((each.ended for each in outcomes), default=0.0) - min((each.started for each in outcomes), default=0.0)
+    return Summary(
+        requests=len(outcomes),
+        errors=dict(Counter(each.error for each in outcomes if each.error is not None)),
+        cancelled=sum(each.cancelled for each in outcomes),
+        tokens=tokens,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if seconds else 0.0,
+        decode_rate=_decode_rate(good),
+        stream_rate=Spread.of(rate for rate in map(_stream_rate, good) if rate is not None),
+        first_token=Spread.of(each.first for each in good if each.first is not None),
+        inter_token=Spread.of(gap for each in good for gap in each.gaps),
+        total=Spread.of(each.ended - each.started for each in good),
+        details=tuple(sorted({each.detail for each in outcomes if each.detail}))[:5],
+    )
+
+
+def _stream_rate(outcome: Outcome) -> float | None:
+    if outcome.first is None or outcome.last is None or outcome.last <= outcome.first:
+        return None
+    return ((outcome.tokens or outcome.events) - 1) / (outcome.last - outcome.first)
+
+
+def _decode_rate(good: Sequence[Outcome]) -> float | None:
+    streams = [each for each in good if each.first is not None and each.last is not None]
+    if not streams:
+        return None
+    begin = min(each.started + (each.first or 0.0) for each in streams)
+    end = max(each.started + (each.last or 0.0) for each in streams)
+    tokens = sum((each.tokens or each.events) - 1 for each in streams)
+    return tokens / (end - begin) if end > begin else None
