@@ -4,6 +4,7 @@ The reference page and `runtime.yaml` are checked against these classes. Duratio
 `live` in a field's metadata marks what a running server takes over when the file changes.
 """
 
+# ruff: noqa: RUF009 - `setting` is a field specifier, as `attrs.field` is
 from __future__ import annotations
 
 from typing import Any, Literal
@@ -13,9 +14,20 @@ import attrs
 Placement = Literal["thread", "process"]
 
 
-def setting(default: Any, doc: str, *, minimum: float | None = None, maximum: float | None = None, live: bool = False) -> Any:
-    """A documented field; bounds are inclusive and checked when the configuration is loaded."""
-    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "live": live}
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    live: bool = False,
+    secret: bool = False,
+) -> Any:
+    """A documented field; bounds are inclusive and checked when the configuration is loaded.
+
+    The value of a `secret` one is never shown or put into an error message.
+    """
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "live": live, "secret": secret}
     if callable(default):
         return attrs.field(factory=default, metadata=metadata)
     return attrs.field(default=default, metadata=metadata)
@@ -25,7 +37,9 @@ def setting(default: Any, doc: str, *, minimum: float | None = None, maximum: fl
 class Models:
     """Which models are served and where they may come from."""
 
-    default: str = setting("smollm2-135m", "Model served when a request names none: a stored name, an alias or a folder.")
+    default: str = setting(
+        "smollm2-135m", "Model served when a request names none: a stored name, an alias or a folder."
+    )
     preload: tuple[str, ...] = setting((), "Further models loaded at start.")
     trusted_folders: tuple[str, ...] = setting((), "Folders from which models may be loaded by path.")
 
@@ -36,9 +50,13 @@ class Http:
 
     host: str = setting("127.0.0.1", "Address to bind. Anything but loopback should have an API key.")
     port: int = setting(8080, "Port to bind; 0 picks a free one.", minimum=0, maximum=65535)
-    api_key: str = setting("", "When set, every request but /livez and /readyz must carry it as a bearer token.")
+    api_key: str = setting(
+        "", "When set, every request but /livez and /readyz must carry it as a bearer token.", secret=True
+    )
     max_body_bytes: int = setting(16 << 20, "Largest request body.", minimum=1024)
-    heartbeat_seconds: float = setting(10.0, "Silence on a stream after which an SSE comment is sent.", minimum=0.05)
+    heartbeat_seconds: float = setting(
+        10.0, "Silence on a stream after which an SSE comment is sent.", minimum=0.05
+    )
     drain_seconds: float = setting(10.0, "How long open connections may finish at shutdown.", minimum=0)
 
 
@@ -47,41 +65,59 @@ class Stdio:
     """The stdio JSON-RPC frontend."""
 
     max_line_bytes: int = setting(16 << 20, "Largest message taken from the host.", minimum=1024)
-    max_output_line_bytes: int = setting(65_000, "Largest line written to a newline-delimited host.", minimum=1024)
+    max_output_line_bytes: int = setting(
+        65_000, "Largest line written to a newline-delimited host.", minimum=1024
+    )
 
 
 @attrs.frozen
 class Admission:
     """Who gets in."""
 
-    max_waiting: int = setting(4096, "Sequences that may wait for a slot; more are refused with retry-after.", minimum=1)
+    max_waiting: int = setting(
+        4096, "Sequences that may wait for a slot; more are refused with retry-after.", minimum=1
+    )
     max_n: int = setting(16, "Largest number of choices per request.", minimum=1)
-    default_max_tokens: int = setting(4096, "Answer length when a request sets none (the context bounds it too).", minimum=1)
-    stream_window: int = setting(512, "Tokens a consumer may be behind before its own sequence is paused.", minimum=8)
+    default_max_tokens: int = setting(
+        4096, "Answer length when a request sets none (the context bounds it too).", minimum=1
+    )
+    stream_window: int = setting(
+        512, "Tokens a consumer may be behind before its own sequence is paused.", minimum=8
+    )
     request_timeout: float = setting(600.0, "Longest life of a request that names no timeout.", minimum=0.1)
     rendering_threads: int = setting(0, "Threads that template and tokenise; 0 is one per core.", minimum=0)
     keepalive_seconds: float = setting(1.0, "How often a frontend says that it is there.", minimum=0.05)
     frontend_timeout: float = setting(10.0, "Silence after which a frontend is taken for gone.", minimum=0.2)
-    max_attempts: int = setting(3, "How often a sequence without a token is retried on another replica.", minimum=1)
+    max_attempts: int = setting(
+        3, "How often a sequence without a token is retried on another replica.", minimum=1
+    )
 
 
 @attrs.frozen
 class Batching:
     """When and where work runs."""
 
-    ageing_seconds: float = setting(20.0, "Waiting time that lifts a sequence by one priority class.", minimum=0.1, live=True)
+    ageing_seconds: float = setting(
+        20.0, "Waiting time that lifts a sequence by one priority class.", minimum=0.1, live=True
+    )
 
 
 @attrs.frozen
 class Generation:
     """The engine of each replica."""
 
-    engine: Literal["mlx", "scripted"] = setting("mlx", "`scripted` serves prepared tokens: for benchmarks of everything but the model.")
+    engine: Literal["mlx", "scripted"] = setting(
+        "mlx", "`scripted` serves prepared tokens: for benchmarks of everything but the model."
+    )
     max_rows: int = setting(32, "Rows decoded together.", minimum=1)
     max_prefills: int = setting(2, "Prompts prefilled side by side while others decode.", minimum=1)
     prefill_tokens: int = setting(512, "Prompt tokens processed between two decode steps.", minimum=16)
-    memory_fraction: float = setting(0.6, "Share of the machine's memory that weights and caches may take.", minimum=0.05, maximum=0.95)
-    kv_bytes: int = setting(0, "Budget of cached keys and values; 0 derives it from memory_fraction.", minimum=0)
+    memory_fraction: float = setting(
+        0.6, "Share of the machine's memory that weights and caches may take.", minimum=0.05, maximum=0.95
+    )
+    kv_bytes: int = setting(
+        0, "Budget of cached keys and values; 0 derives it from memory_fraction.", minimum=0
+    )
     cache_limit_bytes: int = setting(1 << 30, "What MLX's allocator may keep for reuse.", minimum=0)
     wired_limit_bytes: int = setting(0, "Memory wired on Metal; 0 leaves it to the system.", minimum=0)
     blas: bool = setting(True, "On Linux put OpenBLAS ahead of the reference BLAS of MLX's wheel.")
@@ -95,7 +131,9 @@ class Slo:
     first_token_p95: float = setting(10.0, "Seconds to the first token.", minimum=0, live=True)
     inter_token_p95: float = setting(2.0, "Seconds between tokens.", minimum=0, live=True)
     queue_p95: float = setting(5.0, "Seconds waiting for a slot.", minimum=0, live=True)
-    error_rate: float = setting(0.05, "Share of requests ended by our own faults.", minimum=0, maximum=1, live=True)
+    error_rate: float = setting(
+        0.05, "Share of requests ended by our own faults.", minimum=0, maximum=1, live=True
+    )
 
 
 @attrs.frozen
@@ -115,13 +153,15 @@ class Telemetry:
 
     snapshot_seconds: float = setting(1.0, "How often QoS gets a snapshot.", minimum=0.05)
     window_seconds: float = setting(60.0, "Length of the sliding window.", minimum=1)
-    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level logged.", live=True)
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "Least level logged.", live=True
+    )
     log_format: Literal["console", "json"] = setting("console", "How log lines look on stderr.")
 
 
 @attrs.frozen
 class Actors:
-    """Where each control actor runs: a thread of the host process over inproc, or a process of its own over ipc."""
+    """Where each control actor runs: a thread of the host process, or a process of its own."""
 
     admission: Placement = setting("thread", "Placement of admission.")
     batching: Placement = setting("thread", "Placement of batching.")
@@ -136,8 +176,12 @@ class Supervision:
     ready_seconds: float = setting(30.0, "A control actor must report ready within this.", minimum=0.1)
     load_seconds: float = setting(600.0, "A replica must load its model within this.", minimum=1)
     heartbeat_seconds: float = setting(0.5, "How often an actor reports.", minimum=0.05)
-    heartbeat_timeout: float = setting(20.0, "Silence after which a control actor is taken for dead.", minimum=0.5)
-    progress_timeout: float = setting(120.0, "Work pending and no step for this long: the replica is dead.", minimum=0.5)
+    heartbeat_timeout: float = setting(
+        20.0, "Silence after which a control actor is taken for dead.", minimum=0.5
+    )
+    progress_timeout: float = setting(
+        120.0, "Work pending and no step for this long: the replica is dead.", minimum=0.5
+    )
     restart_backoff: float = setting(0.2, "Wait before the first restart; doubles each time.", minimum=0)
     restart_backoff_max: float = setting(30.0, "Longest wait before a restart.", minimum=0)
     max_restarts: int = setting(10, "Failed starts in a row after which an actor is given up.", minimum=0)
@@ -151,7 +195,9 @@ class Transport:
     high_water_mark: int = setting(100_000, "Messages a socket holds before it is full.", minimum=100)
     linger_ms: int = setting(500, "How long a closing socket may still send, in milliseconds.", minimum=0)
     max_message_bytes: int = setting(64 << 20, "Largest frame accepted.", minimum=1 << 16)
-    ask_timeout: float = setting(30.0, "How long a frontend waits for an answer that needs no model.", minimum=0.1)
+    ask_timeout: float = setting(
+        30.0, "How long a frontend waits for an answer that needs no model.", minimum=0.1
+    )
 
 
 @attrs.frozen
