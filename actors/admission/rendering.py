@@ -1,0 +1,70 @@
+"""The rendering pool: chat template and tokenizer beside admission's loop, so that one huge prompt delays nobody."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from mlx_serving.actors.errors import InvalidParameter, TokenizerFailed
+from mlx_serving.actors.messages.admission import GenerationRequested
+from mlx_serving.actors.messages.values import ChatMessage, unpack_ids
+from mlx_serving.actors.models.tokenizer import TextTokenizer
+
+Landed = Callable[[Any, BaseException | None], None]
+"""Called on admission's thread with a job's result, or with what it raised."""
+
+
+class RenderingPool:
+    """Runs jobs on threads and hands their results back to the thread that calls `deliver`."""
+
+    def __init__(self, threads: int, wake: Callable[[], None]) -> None:
+        self._executor = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="rendering")
+        self._wake = wake
+        self._results: queue.SimpleQueue[tuple[Landed, Future[Any]]] = queue.SimpleQueue()
+
+    def submit(self, job: Callable[[], Any], landed: Landed) -> None:
+        """From admission's thread."""
+        self._executor.submit(job).add_done_callback(lambda future: self._post(landed, future))
+
+    def _post(self, landed: Landed, future: Future[Any]) -> None:
+        self._results.put((landed, future))
+        self._wake()
+
+    def deliver(self) -> bool:
+        """Call back for every finished job; True when there was one."""
+        delivered = False
+        while not self._results.empty():
+            landed, future = self._results.get()
+            delivered = True
+            error = future.exception() if not future.cancelled() else RuntimeError("cancelled")
+            landed(None if error else future.result(), error)
+        return delivered
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def chat_text(tokenizer: TextTokenizer, messages: tuple[ChatMessage, ...]) -> str:
+    """The prompt text of a conversation. Raises TokenizerFailed when the model has no template or it refuses."""
+    if not tokenizer.has_chat_template:
+        raise TokenizerFailed("this model has no chat template; send a prompt instead", field="messages")
+    turns = [
+        {"role": turn.role, "content": turn.content} | ({"name": turn.name} if turn.name is not None else {})
+        for turn in messages
+    ]
+    return tokenizer.apply_chat_template(turns)
+
+
+def prompt_ids(tokenizer: TextTokenizer, asked: GenerationRequested) -> list[int]:
+    """Token ids of a request's prompt, whichever form it has."""
+    if asked.messages is not None:
+        return tokenizer.encode(chat_text(tokenizer, asked.messages), add_special_tokens=False)
+    if asked.prompt is not None:
+        return tokenizer.encode(asked.prompt, add_special_tokens=asked.add_special_tokens)
+    packed = asked.prompt_ids or b""
+    if len(packed) % 4:
+        raise InvalidParameter("packed token ids must be 4 bytes each", field="prompt_ids")
+    return unpack_ids(packed)

@@ -1,0 +1,227 @@
+"""The life of a request in admission: let in, render, queue, deliver, end. Exactly one terminal message ends each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mlx_serving.actors.admission.catalogue import Catalogue, Served
+from mlx_serving.actors.admission.policy import Gate, admit, sequences
+from mlx_serving.actors.admission.rendering import RenderingPool, prompt_ids
+from mlx_serving.actors.admission.streams import Request, RequestKey, Sequence, Streams
+from mlx_serving.actors.base import Node
+from mlx_serving.actors.errors import (
+    ActorUnavailable,
+    Cancelled,
+    DeadlineExceeded,
+    ErrorInfo,
+    InvalidParameter,
+    ReplicaLost,
+    ServingError,
+    describe,
+)
+from mlx_serving.actors.messages.admission import (
+    CreditsReturned,
+    GenerationRequested,
+    SequenceOutput,
+    SequencesLost,
+    TokensGenerated,
+)
+from mlx_serving.actors.messages.batching import SequenceAborted, SequencePaused, SequenceResumed
+from mlx_serving.actors.messages.frontend import Delta, RequestAccepted, RequestFailed, RequestFinished, TokensDelivered
+from mlx_serving.actors.messages.telemetry import RequestEnded, RequestReceived
+
+Deliver = Callable[[bytes, Any], bool]
+"""Sends a message to a frontend; False when it is gone."""
+
+
+class Requests:
+    """Every live request: the only place that opens and closes streams."""
+
+    def __init__(
+        self, node: Node, catalogue: Catalogue, gate: Gate, pool: RenderingPool, deliver: Deliver, first_id: int
+    ) -> None:
+        self._node = node
+        self._catalogue = catalogue
+        self._gate = gate
+        self._pool = pool
+        self._deliver = deliver
+        self._limits = node.settings.admission
+        self.streams = Streams(first_id)
+        self.stored: tuple[str, ...] = ()
+
+    # --- in ---------------------------------------------------------------------------------------------------------
+
+    def requested(self, peer: bytes, asked: GenerationRequested, trace_id: str) -> None:
+        """Let a request in and have its prompt rendered, or answer why not."""
+        now = self._node.clock()
+        key = (peer, asked.request_id)
+        try:
+            if self.streams.request(key) is not None:
+                raise InvalidParameter("this request_id is in use", field="request_id")
+            admit(asked, self._gate, self._limits)
+            served = self._catalogue.route(asked.model, self.stored)
+        except ServingError as error:
+            self._node.emit(RequestReceived(asked.model or "", asked.priority, False))
+            self._deliver(peer, RequestFailed(asked.request_id, describe(error)))
+            return
+        longest = self._limits.request_timeout if asked.timeout is None else asked.timeout
+        request = Request(key, asked, now, now + longest, trace_id, served.name)
+        self.streams.open(request)
+        self._node.emit(RequestReceived(served.name, asked.priority, True))
+        tokenizer = served.tokenizer
+        assert tokenizer is not None  # route() gives only models with one
+        self._pool.submit(
+            lambda: prompt_ids(tokenizer, asked), lambda ids, error: self._rendered(request, ids, error)
+        )
+
+    def _rendered(self, request: Request, ids: list[int] | None, error: BaseException | None) -> None:
+        if self.streams.request(request.key) is not request:
+            return  # cancelled meanwhile
+        served = self._catalogue.get(request.model)
+        try:
+            if error is not None:
+                raise error
+            if served is None or served.info is None:
+                raise ActorUnavailable(f"model {request.model!r} was unloaded", model=request.model)
+            self._enqueue(request, served, ids or [])
+        except Exception as failure:
+            if not isinstance(failure, ServingError):
+                self._node.log.error("rendering failed", error=repr(failure))
+            self.fail(request, describe(failure))
+
+    def _enqueue(self, request: Request, served: Served, ids: list[int]) -> None:
+        assert served.info is not None
+        now, limits = self._node.clock(), self._limits
+        queued = sequences(request.asked, ids, served.info, served.kv_budget, limits, now, request.deadline)
+        request.prompt_tokens, request.unfinished = len(ids), len(queued)
+        self._deliver(request.key[0], RequestAccepted(request.key[1], served.name, len(ids)))
+        for each in queued:
+            self._tell_batching(request, self.streams.add(request, each).queued)
+
+    def _tell_batching(self, request: Request, message: Any) -> None:
+        if not self._node.tell("batching", message, trace_id=request.trace_id):
+            raise ActorUnavailable("batching does not keep up", retry_after=1.0)
+
+    # --- through ----------------------------------------------------------------------------------------------------
+
+    def generated(self, frame: TokensGenerated) -> None:
+        """Forward one step's tokens: one frame to each frontend that has a stream in it."""
+        deltas: dict[bytes, list[Delta]] = {}
+        over: list[tuple[Sequence, SequenceOutput]] = []
+        for output in frame.outputs:
+            sequence = self.streams.sequence(output.sequence_id)
+            if sequence is None:
+                continue  # cancelled, or queued anew
+            if output.error is not None:
+                over.append((sequence, output))
+                continue
+            deltas.setdefault(sequence.request.key[0], []).append(self._delta(sequence, output))
+            if output.end is not None:
+                over.append((sequence, output))
+            elif sequence.spend(len(output.token_ids)):
+                self._node.tell("batching", SequencePaused(output.sequence_id))
+        for peer, theirs in deltas.items():
+            if not self._deliver(peer, TokensDelivered(tuple(theirs))):
+                self.peer_gone(peer)
+        for sequence, output in over:
+            self._sequence_over(sequence, output)
+
+    def _delta(self, sequence: Sequence, output: SequenceOutput) -> Delta:
+        request = sequence.request
+        if not sequence.produced:
+            sequence.produced = True
+            if request.first_token_at is None:
+                request.first_token_at = self._node.clock()
+        return Delta(
+            request.key[1], sequence.queued.index, output.text, output.token_ids, output.logprobs, output.end
+        )
+
+    def returned(self, peer: bytes, credits: CreditsReturned) -> None:
+        request = self.streams.request((peer, credits.request_id))
+        sequence = request.sequences.get(credits.index) if request else None
+        if sequence is not None and sequence.refill(max(0, credits.tokens)):
+            self._node.tell("batching", SequenceResumed(sequence.queued.sequence_id))
+
+    # --- out --------------------------------------------------------------------------------------------------------
+
+    def _sequence_over(self, sequence: Sequence, output: SequenceOutput) -> None:
+        request = sequence.request
+        if self.streams.request(request.key) is not request:
+            return
+        if output.error is not None:
+            self.fail(request, output.error)
+        elif self.streams.end(sequence, output):
+            self._finish(request)
+
+    def _finish(self, request: Request) -> None:
+        self.streams.close(request)
+        now = self._node.clock()
+        self._deliver(request.key[0], RequestFinished(request.key[1], request.usage, request.timings(now)))
+        reasons = {end.reason for end in request.ends}
+        self._ended(request, "length" if "length" in reasons else "stop", False)
+
+    def fail(self, request: Request, error: ErrorInfo) -> None:
+        """End a request with an error, and its sequences wherever they are."""
+        self._drop(request)
+        self._deliver(request.key[0], RequestFailed(request.key[1], error))
+        self._ended(request, error.code, error.kind.http_status >= 500)
+
+    def cancelled(self, key: RequestKey) -> None:
+        """The consumer does not want the rest: nothing more is sent."""
+        request = self.streams.request(key)
+        if request is not None:
+            self._drop(request)
+            self._ended(request, Cancelled.code, False)
+
+    def peer_gone(self, peer: bytes) -> None:
+        for request in self.streams.of_peer(peer):
+            self.cancelled(request.key)
+
+    def lost(self, message: SequencesLost) -> None:
+        """A replica is gone: queue again what has no token yet, fail the rest."""
+        for sequence_id in message.sequence_ids:
+            sequence = self.streams.sequence(sequence_id)
+            if sequence is not None:
+                self._lost(sequence, message)
+
+    def _lost(self, sequence: Sequence, message: SequencesLost) -> None:
+        served = self._catalogue.get(sequence.request.model)
+        can_retry = served is not None and bool(served.restarting or served.replicas)
+        if not sequence.produced and can_retry and sequence.attempt < self._limits.max_attempts:
+            self._tell_batching(sequence.request, self.streams.again(sequence).queued)
+            return
+        text = f"the process that generated this answer is gone ({message.reason})"
+        self.fail(sequence.request, ErrorInfo(ReplicaLost.code, text, retry_after=1.0, model=sequence.request.model))
+
+    def expire(self, now: float) -> None:
+        for request in self.streams.expired(now):
+            seconds = round(request.deadline - request.arrived_at, 3)
+            self.fail(request, ErrorInfo(DeadlineExceeded.code, f"not finished within {seconds} s", field="timeout"))
+
+    def fail_all(self, requests: list[Request], error: ServingError) -> None:
+        for request in requests:
+            self.fail(request, describe(error))
+
+    def _drop(self, request: Request) -> None:
+        for sequence_id in self.streams.close(request):
+            self._node.tell("batching", SequenceAborted(sequence_id))
+
+    def _ended(self, request: Request, outcome: str, fault: bool) -> None:
+        now = self._node.clock()
+        timings = request.timings(now)
+        self._node.emit(
+            RequestEnded(
+                model=request.model,
+                priority=request.asked.priority,
+                outcome=outcome,
+                fault=fault,
+                prompt_tokens=request.prompt_tokens,
+                completion_tokens=request.usage.completion_tokens,
+                cached_tokens=request.usage.cached_tokens,
+                queue_seconds=timings.queue,
+                first_token_seconds=None if request.first_token_at is None else timings.first_token,
+                total_seconds=timings.total,
+            )
+        )
+
