@@ -68,9 +68,9 @@ class _Problem:
     origin: Origin
 
     def __str__(self) -> str:
-        place = (
-            f"{self.origin}, line {self.origin.line}" if self.origin.kind == "profile" else str(self.origin)
-        )
+        place = str(self.origin)
+        if self.origin.kind == "profile" and self.origin.line is not None:
+            place += f", line {self.origin.line}"
         return f"{self.key} ({place}): {self.message}" if self.key else f"{place}: {self.message}"
 
 
