@@ -1,7 +1,7 @@
 """Native code and its pure twins; which of the two runs is chosen here and nowhere else.
 
-`MLX_SERVING_NATIVE` forces the choice: `pure`, `native` (an ImportError where it was not built), or `auto`, the default,
-which takes the compiled twin where it was built. The BLAS is apart from this: see `blas`.
+`MLX_SERVING_NATIVE` forces the choice: `pure`, `native` (ImportError where it was not built), or the default
+`auto`, which takes the compiled twin where it was built. The BLAS is apart from this: see `blas`.
 """
 
 from __future__ import annotations

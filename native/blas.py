@@ -25,8 +25,8 @@ BlasChoice = Literal["openblas", "reference", "accelerate"]
 
 _GEMMS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _SPIN = "16"
-"""log2 of the cycles an idle OpenBLAS thread spins before it sleeps. The default, 26, burns some 20 ms of a core
-after each product, which the host process needs."""
+"""log2 of the cycles an idle OpenBLAS thread spins before it sleeps. The default, 26, burns some 20 ms of a
+core after each product, which the host process needs."""
 
 
 @attrs.frozen
@@ -97,8 +97,7 @@ def _obstacle(enabled: bool) -> str | None:
 
 def _load() -> BlasStatus:
     global _shim
-    threads = usable_cores()
-    with _environment(OPENBLAS_NUM_THREADS=str(threads), OPENBLAS_THREAD_TIMEOUT=_SPIN):
+    with _environment(OPENBLAS_NUM_THREADS=str(_threads()), OPENBLAS_THREAD_TIMEOUT=_SPIN):
         openblas = ctypes.CDLL(str(_openblas()))
     shim = ctypes.CDLL(str(_shim_path()), mode=ctypes.RTLD_GLOBAL)
     shim.mlx_serving_blas_products.restype = ctypes.c_ulonglong
@@ -108,6 +107,12 @@ def _load() -> BlasStatus:
     _shim = shim
     in_use = int(openblas.scipy_openblas_get_num_threads())
     return BlasStatus("openblas", "loaded ahead of the reference BLAS", True, in_use, str(_openblas()))
+
+
+def _threads() -> int:
+    """One core is left to the host process: with a thread on every core, each product waits for the one whose
+    core is taken, and small products are up to 30 times slower than on one thread (2 cores, one of them busy)."""
+    return max(1, usable_cores() - 1)
 
 
 def _address(library: ctypes.CDLL, name: str) -> ctypes.c_void_p:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def usable_cores(root: Path = Path("/"), cpus: Iterable[int] | None = None) -> int:
-    """At least 1. `root` holds `sys` and `proc`; `cpus`: logical processors, by default those of the affinity."""
+    """At least 1. `root` holds `sys` and `proc`; `cpus`: logical processors, by default the affinity's."""
     allowed = set(_affinity() if cpus is None else cpus)
     cores = {_core(root, cpu) for cpu in allowed}
     return max(1, math.ceil(min(len(cores), _quota(root))))

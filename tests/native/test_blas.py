@@ -32,7 +32,8 @@ result = (left @ right).tolist()
 maps = open("/proc/self/maps").read()
 print(json.dumps(dict(
     choice=status.choice, reason=status.reason, threads=status.threads,
-    products=blas.products(), result=result, loaded="libscipy_openblas" in maps, same=blas.install() == status,
+    products=blas.products(), result=result,
+    loaded="libscipy_openblas" in maps, same=blas.install() == status,
 )))
 """
 
