@@ -11,7 +11,7 @@ extensions = [
     Extension(
         "mlx_serving.native._accelerator",
         ["native/_accelerator.pyx"],
-        extra_compile_args=["-O3"],
+        extra_compile_args=["-O3", "-g0"],
         optional=True,
     )
 ]
@@ -21,7 +21,7 @@ if sys.platform == "linux":
         Extension(
             "mlx_serving.native._blas",
             ["native/src/blas_shim.c"],
-            extra_compile_args=["-O2", "-std=c11", "-fvisibility=hidden"],
+            extra_compile_args=["-O2", "-g0", "-std=c11", "-fvisibility=hidden"],
             optional=True,
         )
     )

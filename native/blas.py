@@ -111,7 +111,7 @@ def _load() -> BlasStatus:
 
 def _threads() -> int:
     """One core is left to the host process: with a thread on every core, each product waits for the one whose
-    core is taken, and small products are up to 30 times slower than on one thread (2 cores, one of them busy)."""
+    core is taken, and small products are up to 30 times slower than on one thread (2 cores, one busy)."""
     return max(1, usable_cores() - 1)
 
 
