@@ -1,0 +1,86 @@
+"""`mlx-serving config`: what is configured, where it comes from, and whether a file is right."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+import attrs
+import rich_click as click
+from rich.text import Text
+
+from mlx_serving.actors.errors import InvalidParameter, StorageFull
+from mlx_serving.config.load import load_settings, settings_file
+from mlx_serving.config.show import show_rows
+from mlx_serving.frontends.cli.console import note, out, print_json, table
+from mlx_serving.frontends.cli.sources import Sources, configured
+
+
+@click.group(cls=click.RichGroup)
+def config() -> None:
+    """Show and check the configuration.
+
+    A later layer wins: defaults, profile, runtime.yaml of the home folder, environment, flags.
+    """
+
+
+@config.command()
+@click.option("--origin", is_flag=True, help="Say where each value comes from.")
+@click.option("--json", "as_json", is_flag=True, help="Print every setting, its origin and meaning as JSON.")
+@configured
+def show(origin: bool, as_json: bool, sources: Sources) -> None:
+    """Show every setting that is in force."""
+    rows = show_rows(sources.load())
+    if as_json:
+        print_json([attrs.asdict(row) for row in rows])
+        return
+    made = table("", "setting", "value", *(["origin"] if origin else []))
+    for row in rows:
+        changed = "bold" if row.origin != "default" else ""
+        cells = [row.key, row.value, row.origin] if origin else [row.key, row.value]
+        made.add_row(*(Text(cell, changed) for cell in cells))
+    out.print(made)
+
+
+@config.command()
+@configured
+def path(sources: Sources) -> None:
+    """Print the path of the settings file, whether or not it exists."""
+    print(settings_file(sources.home, sources.file))
+
+
+@config.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@configured
+def validate(file: Path, sources: Sources) -> None:
+    """Check a settings file; every problem is named with its line."""
+    load_settings(home=sources.home, profile=sources.profile, file=file)
+    note(f"{file} is valid")
+
+
+@config.command()
+@click.option("--force", is_flag=True, help="Replace the file that is there.")
+@configured
+def init(force: bool, sources: Sources) -> None:
+    """Write a settings file with every setting, its default and its meaning."""
+    target = settings_file(sources.home, sources.file)
+    if target.exists() and not force:
+        raise InvalidParameter(f"{target} exists already: edit it, or replace it with --force")
+    documented = resources.files("mlx_serving.config").joinpath("runtime.yaml").read_text(encoding="utf-8")
+    try:
+        _write_private(target, documented)
+    except OSError as error:
+        raise StorageFull(f"{target} cannot be written: {error.strerror}") from error
+    print(target)
+
+
+def _write_private(target: Path, text: str) -> None:
+    """Whole or not at all, and for this user alone: the file may come to hold an API key."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        draft.touch(mode=0o600)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)

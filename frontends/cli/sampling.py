@@ -1,0 +1,56 @@
+"""The options that say how an answer is drawn and when it ends, shared by `generate` and `chat`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import rich_click as click
+
+from mlx_serving.actors.messages.admission import GenerationRequested
+from mlx_serving.actors.messages.values import Sampling, Stopping
+
+
+@attrs.frozen
+class Drawing:
+    """Model, sampling and stopping of the command's requests."""
+
+    model: str | None
+    sampling: Sampling
+    stopping: Stopping
+
+    def request(self, **content: Any) -> GenerationRequested:
+        """A request for `content`: `messages` or `prompt`."""
+        return GenerationRequested(
+            request_id=0, model=self.model, sampling=self.sampling, stopping=self.stopping, **content
+        )
+
+
+_UNIT = click.FloatRange(0, 1)
+
+OPTIONS = (
+    click.option("--model", "-m", help="Model to ask; the default model if not given."),
+    click.option("--max-tokens", "-n", type=click.IntRange(min=1), help="Longest answer, in tokens."),
+    click.option("--temperature", "-t", type=click.FloatRange(min=0), help="0 is greedy; 1 if not given."),
+    click.option("--top-p", type=_UNIT, help="Keep the likeliest tokens up to this probability."),
+    click.option("--top-k", type=click.IntRange(min=0), help="Keep this many of the likeliest tokens."),
+    click.option("--min-p", type=_UNIT, help="Drop tokens less likely than this share of the likeliest."),
+    click.option("--seed", type=int, help="Makes a sampled answer repeatable."),
+    click.option("--stop", multiple=True, help="End before this text; may be repeated."),
+)
+
+
+def sampled(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options; the command receives them as `drawing`. What is not given keeps its default."""
+
+    @functools.wraps(command)
+    def wrapped(model: str | None, max_tokens: int | None, stop: tuple[str, ...], **others: Any) -> Any:
+        names = ("temperature", "top_p", "top_k", "min_p", "seed")
+        given = {name: others.pop(name) for name in names}
+        sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
+        drawing = Drawing(model, sampling, Stopping(max_tokens=max_tokens, stop=stop))
+        return command(drawing=drawing, **others)
+
+    return functools.reduce(lambda function, option: option(function), reversed(OPTIONS), wrapped)

@@ -1,0 +1,21 @@
+"""`mlx-serving stdio`: JSON-RPC with the program that started this one."""
+
+from __future__ import annotations
+
+import rich_click as click
+
+from mlx_serving.frontends.cli.sources import Sources, configured
+
+
+@click.command(cls=click.RichCommand)
+@click.option("--model", "-m", help="Model to serve; the setting models.default if not given.")
+@configured
+@click.pass_context
+def stdio(ctx: click.Context, model: str | None, sources: Sources) -> None:
+    """Serve models to the program that started this one, by JSON-RPC on stdin and stdout.
+
+    Both framings are understood: Content-Length headers and one object per line. Nothing else goes to stdout.
+    """
+    from mlx_serving.frontends.stdio.server import run_stdio
+
+    ctx.exit(run_stdio(sources.load({"models.default": model}).settings, sources.home))

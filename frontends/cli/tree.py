@@ -1,0 +1,38 @@
+"""A group whose commands are imported when they are called, so that `--help` costs only its own text."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import rich_click as click
+
+
+class CommandTree(click.RichGroup):
+    """Knows each command by module and one line of help; only the called one's module is imported.
+
+    A command's module is `mlx_serving.frontends.cli.<module>`, and the command in it has the module's name.
+    """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        """`lazy` maps a command's name to its module and its line of help, in the order of the help page."""
+        super().__init__(*args, **kwargs)
+        self._modules = {name: module for name, (module, _) in lazy.items()}
+        for name, (_, line) in lazy.items():
+            self.add_command(click.RichCommand(name=name, help=line))
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._modules)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, self._imported(name) if name in self._modules else listed, rest
+
+    def _imported(self, name: str) -> click.Command:
+        module = self._modules[name]
+        command = getattr(importlib.import_module(f"mlx_serving.frontends.cli.{module}"), module)
+        assert isinstance(command, click.Command)
+        return command
