@@ -25,6 +25,8 @@ from mlx_serving.config.schema import Settings
 DRAIN_LIMIT = 256
 """Messages handled before the actor gets its turn to work."""
 
+REOPEN_SECONDS = 0.5
+
 
 def socket_options(settings: Settings) -> SocketOptions:
     transport = settings.transport
@@ -57,11 +59,12 @@ class Node:
         self.poller.add(self.waker)
         self.refused_frames = 0
         self._outboxes: dict[str, Outbox] = {}
+        self._reopen_after: dict[str, float] = {}
 
     def tell(self, actor: str, message: Any, *, correlation: int = 0, trace_id: str = "") -> bool:
         """Send a message to another actor's inbox; False when that actor's queue is full."""
         envelope = Envelope(message, self.place.name, correlation, None, trace_id)
-        if self._outbox(actor).send(envelope):
+        if self._outbox(actor).send(envelope) or self._reopened(actor).send(envelope):
             return True
         self.log.warning("inbox full", receiver=actor, message=type(message).__name__)
         return False
@@ -83,6 +86,14 @@ class Node:
     def close(self) -> None:
         for end in (*self._outboxes.values(), self.inbox, self.waker):
             end.close()
+
+    def _reopened(self, actor: str) -> Outbox:
+        """An inproc connection does not survive a restart of its other side: connect anew, once in a while."""
+        now = self.clock()
+        if now >= self._reopen_after.get(actor, 0.0):
+            self._reopen_after[actor] = now + REOPEN_SECONDS
+            self.forget(actor)
+        return self._outbox(actor)
 
     def _outbox(self, actor: str) -> Outbox:
         outbox = self._outboxes.get(actor)
@@ -184,10 +195,16 @@ class Loop:
     def _report(self, now: float) -> None:
         if self._actor.interval is not None and now >= self._next_tick:
             self._next_tick = now + self._actor.interval
-            self._actor.tick(now)
+            self._tick(now)
         if now >= self._next_beat:
             self._next_beat = now + self._node.settings.supervision.heartbeat_seconds
             self._node.tell("supervisor", Heartbeat(self._actor.name, self._actor.steps, self._actor.pending))
+
+    def _tick(self, now: float) -> None:
+        try:
+            self._actor.tick(now)
+        except Exception:
+            self._node.log.exception("tick failed")
 
     def _idle_seconds(self) -> float:
         due = self._next_beat if self._actor.interval is None else min(self._next_beat, self._next_tick)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,14 @@ class Bus:
         return not ender.is_alive()
 
 
+@attrs.frozen
+class Attachment:
+    """Where a frontend connects; an inproc address is good only together with the bus that it lives on."""
+
+    address: str
+    bus: Bus | None = None
+
+
 class _End:
     """What all ends share: the socket, and how it closes."""
 
@@ -61,6 +70,10 @@ class _End:
 
     def close(self) -> None:
         self._socket.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._socket.closed
 
     @property
     def pollable(self) -> Any:
@@ -143,6 +156,7 @@ class Link(_End):
     def __init__(self, bus: Bus, address: str, on_refused: Callable[[ProtocolError], None]) -> None:
         super().__init__(bus.socket(zmq.DEALER))
         self._on_refused = on_refused
+        self._socket.routing_id = uuid.uuid4().bytes
         self._socket.connect(address)
 
     @property

@@ -24,6 +24,8 @@ class Served:
     replicas: dict[str, ReplicaUp] = attrs.field(factory=dict)
     is_default: bool = False
     unloading: bool = False
+    released: bool = False
+    """Its replicas were told to end."""
     restarting: bool = False
     loaded_at: float = 0.0
     reason: str = "its replica is starting"

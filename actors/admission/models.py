@@ -14,7 +14,7 @@ from mlx_serving.actors.base import Node
 from mlx_serving.actors.errors import ActorUnavailable, ErrorInfo, ModelLoadFailed, ModelNotFound, describe
 from mlx_serving.actors.messages.admission import ModelLoadRequested, ModelUnloadRequested, ReplicaDown, ReplicaUp
 from mlx_serving.actors.messages.frontend import Done, ModelLoaded, Refused
-from mlx_serving.actors.messages.supervision import ReplicaReleased, ReplicaRequested
+from mlx_serving.actors.messages.supervision import ModelServes, ReplicaReleased, ReplicaRequested
 from mlx_serving.actors.models.store import ModelStore
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 
@@ -68,14 +68,15 @@ class Models:
             error = ErrorInfo(ModelNotFound.code, f"model {message.model!r} is not loaded", "model", model=message.model)
             answer(Refused(error))
             return
-        served.unloading = True
+        served.unloading, served.released = True, False
         self._unloads.setdefault(served.name, []).append(answer)
         self.release_idle()
 
     def release_idle(self) -> None:
         """Stop the replicas of models that are being unloaded and have no stream left."""
         for served in self._catalogue:
-            if served.unloading and served.name in self._unloads and not self._requests.streams.of_model(served.name):
+            if served.unloading and not served.released and not self._requests.streams.of_model(served.name):
+                served.released = True
                 self._node.tell("supervisor", ReplicaReleased(served.name))
 
     def replica_up(self, message: ReplicaUp) -> None:
@@ -103,6 +104,7 @@ class Models:
 
     def _serves(self, served: Served) -> None:
         served.reason = ""
+        self._node.tell("supervisor", ModelServes(served.name))
         self._answer_loads(served.name, ModelLoaded(self._listed(served)))
 
     def replica_down(self, message: ReplicaDown) -> None:

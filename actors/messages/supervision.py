@@ -74,3 +74,10 @@ class ChildExited:
 @attrs.frozen
 class Drained:
     """Admission has no stream left since `DrainStarted`."""
+
+
+@attrs.frozen
+class ModelServes:
+    """Admission routes to the model from now on."""
+
+    model: str

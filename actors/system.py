@@ -1,0 +1,178 @@
+"""The table of actors, and the runtime that a host process embeds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from mlx_serving.actors import addresses
+from mlx_serving.actors.addresses import CONTROL_ACTORS, DOOR, AddressBook
+from mlx_serving.actors.base import Actor, Node, Place, socket_options
+from mlx_serving.actors.children import Child, Order, ProcessChild, ThreadChild
+from mlx_serving.actors.errors import ServingError, StartupFailed
+from mlx_serving.actors.generation.engine import Engine
+from mlx_serving.actors.messages.admission import DrainStarted
+from mlx_serving.actors.messages.supervision import Stop
+from mlx_serving.actors.supervisor import END_SECONDS, Supervisor
+from mlx_serving.actors.transport import Attachment, Bus
+from mlx_serving.config.schema import Settings
+
+
+def _admission(_: Order) -> Actor:
+    from mlx_serving.actors.admission.actor import AdmissionActor
+
+    return AdmissionActor()
+
+
+def _batching(_: Order) -> Actor:
+    from mlx_serving.actors.batching.actor import BatchingActor
+
+    return BatchingActor()
+
+
+def _telemetry(_: Order) -> Actor:
+    from mlx_serving.actors.telemetry.actor import TelemetryActor
+
+    return TelemetryActor()
+
+
+def _qos(_: Order) -> Actor:
+    from mlx_serving.actors.qos.actor import QosActor
+
+    return QosActor()
+
+
+def _replica(order: Order) -> Actor:
+    from mlx_serving.actors.generation.actor import GenerationActor
+
+    return GenerationActor(order.name, lambda: _engine(order))
+
+
+def _engine(order: Order) -> Engine:
+    from mlx_serving.actors.models.metadata import read_record
+    from mlx_serving.actors.models.tokenizer import TextTokenizer
+
+    if order.model_path is None or order.model_name is None:
+        raise StartupFailed("a replica needs a model")
+    settings = order.settings.generation
+    record = read_record(Path(order.model_path), name=order.model_name)
+    if settings.engine == "scripted":
+        from mlx_serving.actors.generation.scripted import ScriptedEngine
+
+        return ScriptedEngine(record, settings)
+    from mlx_serving.native import blas
+
+    blas.install(settings.blas)
+    from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
+
+    return MlxEngine(record, settings, TextTokenizer.load(record.path))
+
+
+ACTORS: dict[str, Callable[[Order], Actor]] = {
+    "telemetry": _telemetry,
+    "qos": _qos,
+    "batching": _batching,
+    "admission": _admission,
+    "replica": _replica,
+}
+"""How each kind of actor is made, where it runs; imports happen there, so that a host needs no MLX."""
+
+
+def make_actor(order: Order) -> Actor:
+    return ACTORS[order.kind](order)
+
+
+class Runtime:
+    """The supervisor, the control actors and the replicas, in and under this process."""
+
+    def __init__(self, settings: Settings, home: Path, *, announce: bool = True) -> None:
+        """`announce` lets live commands on this home find the runtime."""
+        self._settings = settings
+        self._home = home
+        self._announce = announce
+        addresses.sweep(home)
+        self._folder = addresses.make_run_folder(home)
+        (self._folder / "pid").write_text(str(os.getpid()), encoding="ascii")
+        placed = settings.actors
+        threads = {name for name in CONTROL_ACTORS if getattr(placed, name, "thread") == "thread"}
+        self.book = AddressBook(str(self._folder), frozenset(threads))
+        self.bus = Bus(socket_options(settings))
+        node = Node(self.bus, Place("supervisor", self.book, in_host=True), settings, home)
+        self._supervisor = Supervisor(node, self._start_child)
+        self._thread = threading.Thread(target=self._supervisor.run, name="supervisor", daemon=True)
+        self._interrupts = 0
+
+    @property
+    def door(self) -> Attachment:
+        """Where a `Client` in this process connects."""
+        return Attachment(self.book.of(DOOR).best(same_process=True), self.bus)
+
+    def start(self, wait_for_model: bool = False) -> None:
+        """Return when the control actors are ready, and with `wait_for_model` when the default model serves.
+
+        Raises the ServingError that says why they are not; nothing is left running then.
+        """
+        self._thread.start()
+        self._supervisor.control_ready.wait()
+        if wait_for_model:
+            self._supervisor.model_serves.wait()
+        if self._supervisor.failure is not None:
+            failure = self._supervisor.failure
+            self.stop()
+            raise failure
+        if self._announce:
+            self.announce(())
+
+    def announce(self, urls: tuple[str, ...]) -> None:
+        """Write down the door and the addresses of the frontends for live commands."""
+        addresses.announce(self._home, self.book.of(DOOR).ipc, urls)
+
+    def install_signals(self) -> None:
+        """SIGINT and SIGTERM ask `run` to return; a second one kills every child. Main thread only."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupted)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += 1
+        self._supervisor.stop_wanted.set()
+        if self._interrupts > 1:
+            self._supervisor.force()
+
+    def run(self) -> int:
+        """Block until somebody asks to stop; the exit status that the process should end with."""
+        while not self._supervisor.stop_wanted.wait(1.0):
+            pass
+        failure = self._supervisor.failure
+        return 0 if failure is None else failure.exit_status
+
+    @property
+    def failure(self) -> ServingError | None:
+        """Why `run` returned without having been asked to."""
+        return self._supervisor.failure
+
+    def drain(self, seconds: float | None = None) -> None:
+        """Take no new requests; return when the running ones have ended or `seconds` are over."""
+        allowed = self._settings.supervision.drain_seconds if seconds is None else seconds
+        supervisor = self._supervisor
+        supervisor.post(DrainStarted(allowed))
+        while not (supervisor.drained or supervisor.forced.is_set() or supervisor.finished.wait(0.02)):
+            pass
+
+    def stop(self) -> None:
+        """End every actor, whoever still waits gets a typed error, and remove the sockets. Idempotent."""
+        self._supervisor.post(Stop(END_SECONDS))
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._announce:
+            addresses.withdraw(self._home)
+        self.bus.close()
+        addresses.remove_run_folder(self._folder)
+
+    def _start_child(self, order: Order, exited: Callable[[int], None]) -> Child:
+        if order.name in self.book.threads:
+            return ThreadChild(make_actor(order), order, self.bus, os.getpid(), exited)
+        return ProcessChild(order, exited)
