@@ -54,6 +54,12 @@ class Http:
         "", "When set, every request but /livez and /readyz must carry it as a bearer token.", secret=True
     )
     max_body_bytes: int = setting(16 << 20, "Largest request body.", minimum=1024)
+    allowed_hosts: tuple[str, ...] = setting(
+        (), "Further names that the Host header may have while bound to loopback, as behind a proxy."
+    )
+    probe_seconds: float = setting(
+        2.0, "How long the runtime may take to answer /livez, /readyz and /health.", minimum=0.05
+    )
     heartbeat_seconds: float = setting(
         10.0, "Silence on a stream after which an SSE comment is sent.", minimum=0.05
     )
