@@ -21,8 +21,8 @@ fingerprint() {
   cat setup.cfg setup.py pyproject.toml native/*.pyx native/src/* | cksum
 }
 
-# install EXTRAS: the product, editable, with its native modules and these extras ("" for none) in .venv.
-install() {
+# install_product EXTRAS: the product, editable, with its native modules and these extras ("" for none) in .venv.
+install_product() {
   local stamp=".venv/.installed${1:+-$1}" python
   if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint)" ]; then
     return 0

@@ -128,7 +128,7 @@ def main() -> None:
         print(f"==> metrics     {address}/metrics", flush=True)
         if not once:
             print("==> serving; Ctrl-C stops", flush=True)
-            server.wait()
+            raise SystemExit(f"the server ended with status {server.wait()}:\n{tail(log)}")
     except KeyboardInterrupt:
         print("\n==> stopping", flush=True)
     finally:
