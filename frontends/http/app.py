@@ -1,0 +1,96 @@
+"""The HTTP application: routes, and what stands before them."""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import partial
+from importlib import metadata
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mlx_serving.config.schema import Http, Settings
+from mlx_serving.frontends.client import Client
+from mlx_serving.frontends.http.generations import Generations, Running
+from mlx_serving.frontends.http.middleware import ApiKey, BodyLimit, Errors, HostGuard, NoAdmin, RequestId
+from mlx_serving.frontends.http.models import Models
+from mlx_serving.frontends.http.openai import Parser
+from mlx_serving.frontends.http.openapi import document
+from mlx_serving.frontends.http.probes import Probes
+from mlx_serving.frontends.http.replies import JsonReply, http_error_reply
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def build_app(client: Client, settings: Settings, running: Running) -> Starlette:
+    """The ASGI application. `running` collects its generations, for whoever stops the server."""
+    return Starlette(
+        routes=_routes(client, settings, running),
+        middleware=_middleware(settings.http),
+        exception_handlers={HTTPException: _on_http_error},
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _routes(client: Client, settings: Settings, running: Running) -> list[Route]:
+    version = metadata.version("mlx-serving")
+    parser = Parser(settings.admission.max_n, settings.admission.stream_window)
+    generations = partial(
+        Generations,
+        client,
+        running,
+        heartbeat_seconds=settings.http.heartbeat_seconds,
+        fingerprint=f"mlx-serving-{version}",
+    )
+    models = Models(client, settings)
+    probes = Probes(client, settings.http.probe_seconds)
+    description = JsonReply(document(parser, version, needs_key=bool(settings.http.api_key)))
+
+    async def openapi(request: Request) -> Response:
+        return description
+
+    return [
+        Route("/v1/chat/completions", generations(parser.chat), methods=["POST"]),
+        Route("/v1/completions", generations(parser.completion), methods=["POST"]),
+        Route("/v1/models", models.list, methods=["GET"]),
+        Route("/v1/models/{model:path}", models.retrieve, methods=["GET"]),
+        Route("/tokenize", models.tokenize, methods=["POST"]),
+        Route("/detokenize", models.detokenize, methods=["POST"]),
+        Route("/admin/models/load", models.load, methods=["POST"]),
+        Route("/admin/models/unload", models.unload, methods=["POST"]),
+        Route("/health", probes.health, methods=["GET"]),
+        Route("/livez", probes.livez, methods=["GET"]),
+        Route("/readyz", probes.readyz, methods=["GET"]),
+        Route("/metrics", probes.metrics, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
+    ]
+
+
+def _middleware(http: Http) -> list[Middleware]:
+    stack = [Middleware(RequestId), Middleware(Errors)]
+    if is_loopback(http.host):
+        hosts = LOOPBACK_NAMES | {name.lower() for name in (http.host, *http.allowed_hosts)}
+        stack.append(Middleware(HostGuard, hosts=hosts))
+    elif not http.api_key:
+        stack.append(Middleware(NoAdmin))
+    if http.api_key:
+        stack.append(Middleware(ApiKey, key=http.api_key))
+    return [*stack, Middleware(BodyLimit, most=http.max_body_bytes)]
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code in (404, 405):
+        error.detail = f"There is no {request.method} {request.url.path[:200]}"
+    return http_error_reply(error)
