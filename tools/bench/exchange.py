@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import socket
+from itertools import pairwise
 from time import monotonic
 
 import attrs
 import orjson
 
-from bench.answer import TERMINATOR, Answer, Head
-from bench.spec import Load, Outcome, Request
+from tools.bench.answer import TERMINATOR, Answer, Head
+from tools.bench.spec import Load, Outcome, Request
 
 _READ = 1 << 16
 _SMALL_BUFFER = 4096
 
 
 def connect(load: Load, small: bool = False) -> socket.socket:
-    """A connection to the server; OSError when there is none. `small` asks for the smallest receive buffer."""
+    """A connection to the server; OSError when there is none. `small` asks for the smallest receive
+    buffer."""
     connection = socket.socket()
     try:
         if small:
@@ -149,7 +151,7 @@ def _outcome(exchange: Exchange, answer: Answer) -> Outcome:
         first=times[0] - exchange.started if times else None,
         last=times[-1] - exchange.started if times else None,
         events=len(times),
-        gaps=tuple(later - earlier for earlier, later in zip(times, times[1:], strict=False)),
+        gaps=tuple(later - earlier for earlier, later in pairwise(times)),
         text="".join(answer.texts),
         logprobs=tuple(answer.logprobs),
         times=tuple(times) if exchange.load.keep_times else (),
@@ -168,5 +170,3 @@ def _error(exchange: Exchange, answer: Answer) -> str | None:
     if answer.failure:
         return "stream"
     return None if answer.done else "truncated"
-
-

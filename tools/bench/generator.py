@@ -14,8 +14,8 @@ from time import monotonic
 
 import attrs
 
-from bench.exchange import Exchange, connect
-from bench.spec import Load, Outcome, Request
+from tools.bench.exchange import Exchange, connect
+from tools.bench.spec import Load, Outcome, Request
 
 _PATROL = 0.25
 """Seconds between two looks for exchanges that are over their time."""
@@ -36,6 +36,8 @@ class Generator:
     """Carries out one load. `run` is called once."""
 
     load: Load
+    cpu_seconds: float = 0.0
+    """Processor time of the driving alone, without parsing."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _idle: list[socket.socket] = attrs.field(factory=list)
     _active: set[Exchange] = attrs.field(factory=set)
@@ -47,9 +49,11 @@ class Generator:
     def run(self) -> list[Outcome]:
         """Send everything, wait for every answer, then parse. Outcomes stand in the order of the requests."""
         gc.disable()
+        before = time.process_time()
         try:
             self._drive()
         finally:
+            self.cpu_seconds = time.process_time() - before
             gc.enable()
             self._close()
         outcomes = [exchange.outcome() for exchange in self._over] + self._unsent

@@ -12,18 +12,27 @@ from typing import Any
 import attrs
 import orjson
 
-from bench.generator import Generator
-from bench.quantiles import Spread
-from bench.spec import Load, Outcome
+from tools.bench.generator import Generator
+from tools.bench.quantiles import Spread
+from tools.bench.spec import Load, Outcome
 
 _GRACE = 60.0
 """Seconds that the process may take beyond its longest request, for starting and parsing."""
 
 
+@attrs.frozen
+class Report:
+    """What the generator process tells: outcomes in the order of the requests, processor seconds while it
+    drove."""
+
+    outcomes: tuple[Outcome, ...]
+    cpu_seconds: float
+
+
 def run(load: Load, deadline: float | None = None) -> list[Outcome]:
     """Carry out `load` in a fresh process. Raises TimeoutExpired after `deadline` seconds."""
     process = start(load)
-    return finish(process, deadline or load.timeout * max(1, len(load.requests)) + _GRACE)
+    return list(finish(process, deadline or load.timeout * max(1, len(load.requests)) + _GRACE).outcomes)
 
 
 def start(load: Load) -> subprocess.Popen[bytes]:
@@ -36,7 +45,7 @@ def start(load: Load) -> subprocess.Popen[bytes]:
     return process
 
 
-def finish(process: subprocess.Popen[bytes], deadline: float) -> list[Outcome]:
+def finish(process: subprocess.Popen[bytes], deadline: float) -> Report:
     """Wait for the outcomes of a started load; the process never outlives this call."""
     try:
         output, _ = process.communicate(timeout=deadline)
@@ -45,14 +54,16 @@ def finish(process: subprocess.Popen[bytes], deadline: float) -> list[Outcome]:
         process.wait()
     if process.returncode:
         raise RuntimeError(f"the load generator ended with status {process.returncode}")
-    return [Outcome(**fields) for fields in orjson.loads(output)]
+    report = orjson.loads(output)
+    return Report(tuple(Outcome(**fields) for fields in report["outcomes"]), report["cpu_seconds"])
 
 
 def serve_generator() -> None:
     """The other end: a load on standard input, its outcomes on standard output."""
     load = Load.from_json(orjson.loads(sys.stdin.buffer.readline()))
-    outcomes = Generator(load).run()
-    sys.stdout.buffer.write(orjson.dumps([attrs.asdict(outcome) for outcome in outcomes]))
+    generator = Generator(load)
+    outcomes = [attrs.asdict(outcome) for outcome in generator.run()]
+    sys.stdout.buffer.write(orjson.dumps({"outcomes": outcomes, "cpu_seconds": generator.cpu_seconds}))
 
 
 @attrs.frozen
@@ -65,7 +76,6 @@ class Summary:
     tokens: int
     seconds: float
     tokens_per_second: float
-    decode_rate: float | None
     stream_rate: Spread | None
     first_token: Spread | None
     inter_token: Spread | None
@@ -78,11 +88,12 @@ class Summary:
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Summary:
-    """`tokens_per_second`: all tokens over the whole time. `decode_rate`: tokens after each stream's first, over the
-    time from the first to the last token of all. `stream_rate`: the same of each stream by itself."""
+    """`tokens_per_second`: all tokens over the whole time. `stream_rate`: of each stream, from its first
+    token to its last."""
     good = [outcome for outcome in outcomes if outcome.error is None and not outcome.cancelled]
     tokens = sum(outcome.tokens or outcome.events for outcome in good)
-    seconds = max((each.ended for each in outcomes), default=0.0) - min((each.started for each in outcomes), default=0.0)
+    begin = min((each.started for each in outcomes), default=0.0)
+    seconds = max((each.ended for each in outcomes), default=0.0) - begin
     return Summary(
         requests=len(outcomes),
         errors=dict(Counter(each.error for each in outcomes if each.error is not None)),
@@ -90,7 +101,6 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
         tokens=tokens,
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
-        decode_rate=_decode_rate(good),
         stream_rate=Spread.of(rate for rate in map(_stream_rate, good) if rate is not None),
         first_token=Spread.of(each.first for each in good if each.first is not None),
         inter_token=Spread.of(gap for each in good for gap in each.gaps),
@@ -105,11 +115,15 @@ def _stream_rate(outcome: Outcome) -> float | None:
     return ((outcome.tokens or outcome.events) - 1) / (outcome.last - outcome.first)
 
 
-def _decode_rate(good: Sequence[Outcome]) -> float | None:
-    streams = [each for each in good if each.first is not None and each.last is not None]
-    if not streams:
+def steady_rate(outcomes: Sequence[Outcome]) -> float | None:
+    """Tokens a second of all streams together while every one of them was decoding: after the last first
+    token and before the first last one, so that neither prefill nor a thinning batch counts. Needs
+    `keep_times`."""
+    streams = [outcome for outcome in outcomes if len(outcome.times) > 1]
+    if not streams or len(streams) < len(outcomes):
         return None
-    begin = min(each.started + (each.first or 0.0) for each in streams)
-    end = max(each.started + (each.last or 0.0) for each in streams)
-    tokens = sum((each.tokens or each.events) - 1 for each in streams)
-    return tokens / (end - begin) if end > begin else None
+    begin, end = max(each.times[0] for each in streams), min(each.times[-1] for each in streams)
+    if end <= begin:
+        return None
+    shares = ((each, sum(begin < time <= end for time in each.times)) for each in streams)
+    return sum(count * (each.tokens or each.events) / each.events for each, count in shares) / (end - begin)

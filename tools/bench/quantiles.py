@@ -9,7 +9,8 @@ import attrs
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The value below which `share` of the samples lie, interpolated linearly. `ordered` is ascending, not empty."""
+    """The value below which `share` of the samples lie, interpolated linearly. `ordered` is ascending, not
+    empty."""
     position = share * (len(ordered) - 1)
     below = int(position)
     above = min(below + 1, len(ordered) - 1)

@@ -29,8 +29,8 @@ class Load:
     """Requests and their rhythm.
 
     Closed loop: `clients` connections, each sends its next request when the last one ended. Open loop: `rate`
-    requests a second with exponential gaps drawn from `seed`, whatever the server does. `tick` is a pause between
-    two rounds of reading: fewer wake-ups, and arrival times that are late by up to as much.
+    requests a second with exponential gaps drawn from `seed`, whatever the server does. `tick` is a pause
+    between two rounds of reading: fewer wake-ups, and arrival times that are late by up to as much.
     """
 
     host: str
@@ -55,8 +55,9 @@ class Load:
 class Outcome:
     """How one request went. Times in seconds; `started` on the machine's monotonic clock.
 
-    `error` is a kind (connect, status 429, truncated, stream, timeout), None for a complete answer; `cancelled` is an
-    answer that was left on purpose. `tokens` come from the server's usage. `times` are those of content events.
+    `error` is a kind (connect, status 429, truncated, stream, timeout), None for a complete answer;
+    `cancelled` is an answer that was left on purpose. `tokens` come from the server's usage. `times` are
+    those of content events.
     """
 
     index: int

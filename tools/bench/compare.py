@@ -1,0 +1,151 @@
+"""This server against mlx_lm on one model in one run: decode speed as ratios.
+
+The contestants take turns within each repetition, so that a drift of the machine hits all of them. Sampling
+is greedy and only prompts whose answer is at least as long as asked are used: everybody decodes the same
+number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tools.bench import prompts
+from tools.bench.load import steady_rate, summarise
+from tools.bench.peers import Recipe, Server, mlx_lm_server, ours
+from tools.bench.quantiles import Spread
+from tools.bench.spec import Outcome, Request
+from tools.bench.worker import Worker
+
+Messages = list[dict[str, str]]
+
+
+@attrs.frozen
+class Plan:
+    """How much is measured. `tokens` is the answer length of every request."""
+
+    tokens: int = 64
+    repetitions: int = 5
+    clients: int = 8
+    blas_peers: bool = True
+    """Also mlx_lm's server and process under the other BLAS choice."""
+
+
+def compare(
+    model: str, folder: Path, plan: Plan, out: Path, further: Sequence[Recipe] = ()
+) -> dict[str, Any]:
+    """Rates of every contestant in every repetition, and ratios of ours to each other one."""
+    with ExitStack() as stack:
+        workers = {
+            f"in process{_label(blas)}": stack.enter_context(Worker(folder, blas)) for blas in _choices(plan)
+        }
+        recipes = [ours(model), *(mlx_lm_server(folder, blas) for blas in _choices(plan)[::-1]), *further]
+        servers = [
+            stack.enter_context(Server(recipe, out / "logs" / f"compare-{i}.log"))
+            for i, recipe in enumerate(recipes)
+        ]
+        chats = long_answers(next(iter(workers.values())), plan)
+        for server in servers:
+            _over_http(server, chats[:1], plan)
+        single, batched = _measure(servers, workers, chats, plan)
+    return {
+        "plan": attrs.asdict(plan),
+        "model": model,
+        "one_client": _judge(single, "mlx-serving"),
+        "many_clients": _judge(batched, "mlx-serving"),
+    }
+
+
+def _choices(plan: Plan) -> list[bool]:
+    return [True, False] if plan.blas_peers else [True]
+
+
+def _label(blas: bool) -> str:
+    return " with OpenBLAS" if blas else ""
+
+
+def long_answers(worker: Worker, plan: Plan) -> list[Messages]:
+    """The first prompts, as many as clients, whose greedy answer reaches the wanted length."""
+    found: list[Messages] = []
+    for index in range(4 * prompts.COUNT):
+        if len(found) == plan.clients:
+            break
+        answer = worker.generate(prompts.chat(index), plan.tokens)
+        if answer["finish_reason"] == "length":
+            found.append(prompts.chat(index))
+    return found
+
+
+def _measure(
+    servers: Sequence[Server], workers: dict[str, Worker], chats: list[Messages], plan: Plan
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    single: dict[str, list[float]] = defaultdict(list)
+    batched: dict[str, list[float]] = defaultdict(list)
+    for repetition in range(plan.repetitions):
+        chat = chats[repetition % len(chats)]
+        for server in servers:
+            single[server.recipe.name].append(_over_http(server, [chat], plan))
+        for name, worker in workers.items():
+            single[name].append(_in_process(worker, chat, plan))
+        for server in servers:
+            batched[server.recipe.name].append(_over_http(server, chats, plan))
+    return single, batched
+
+
+def _in_process(worker: Worker, chat: Messages, plan: Plan) -> float:
+    answer = worker.generate(chat, plan.tokens)
+    if len(answer["ids"]) != plan.tokens:
+        raise RuntimeError(f"in process: {len(answer['ids'])} tokens instead of {plan.tokens}")
+    return (plan.tokens - 1) / float(answer["decode"])
+
+
+def _over_http(server: Server, chats: Sequence[Messages], plan: Plan) -> float:
+    """Decode rate in tokens a second of one request per chat, all at once."""
+    outcomes = server.drive(
+        [_request(chat, plan.tokens) for chat in chats], clients=len(chats), keep_times=True
+    )
+    _check(server.recipe.name, outcomes, plan.tokens)
+    rate = steady_rate(outcomes)
+    if rate is None:
+        raise RuntimeError(f"{server.recipe.name}: the streams never decoded side by side")
+    return rate
+
+
+def _request(messages: Messages, tokens: int) -> Request:
+    body = {"messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
+    return Request({**body, "stream_options": {"include_usage": True}})
+
+
+def _check(name: str, outcomes: Sequence[Outcome], tokens: int) -> None:
+    """Only equal work is compared."""
+    summary = summarise(outcomes)
+    if summary.errors:
+        raise RuntimeError(f"{name}: {summary.errors} {summary.details}")
+    counts = sorted({outcome.tokens for outcome in outcomes if outcome.tokens is not None})
+    if counts != [tokens]:
+        raise RuntimeError(f"{name}: answers of {counts} tokens instead of {tokens}")
+
+
+def _judge(rates: dict[str, list[float]], subject: str) -> dict[str, Any]:
+    """Rates of each contestant, and what the subject reached in units of each other, repetition by
+    repetition."""
+    own = rates[subject]
+    return {
+        name: {
+            "rates": values,
+            "rate": _json(Spread.of(values)),
+            "ratio": None
+            if name == subject
+            else _json(Spread.of(a / b for a, b in zip(own, values, strict=True))),
+        }
+        for name, values in rates.items()
+    }
+
+
+def _json(spread: Spread | None) -> dict[str, Any] | None:
+    return spread.json() if spread is not None else None

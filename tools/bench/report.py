@@ -1,0 +1,100 @@
+"""Results as files and tables. A table in the documentation is only ever written from a result file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from rich.console import Console
+from rich.table import Table
+
+from tools.bench.header import header
+
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+
+
+@attrs.frozen
+class Row:
+    """One line of the table: what, the figure, the objective, and whether it was met (None: there is
+    none)."""
+
+    what: str
+    figure: str
+    objective: str = ""
+    met: bool | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One word for the last column."""
+        return "" if self.met is None else "yes" if self.met else "no"
+
+
+def save(out: Path, name: str, result: dict[str, Any]) -> Path:
+    """Write `result` under its name, with everything it depends on; the path of the file."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    document = {"benchmark": name, **header(), "result": result}
+    path.write_text(dumps(document) + "\n")
+    return path
+
+
+def dumps(document: Any) -> str:
+    """JSON for people and programs."""
+    return json.dumps(document, indent=1)
+
+
+def read(out: Path, name: str) -> dict[str, Any] | None:
+    """What `save` wrote; None when that benchmark was not run."""
+    path = out / f"{name}.json"
+    if not path.exists():
+        return None
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def show(title: str, rows: Sequence[Row]) -> None:
+    """Print a table to the terminal."""
+    table = Table(title=title, title_justify="left")
+    for column in ("measured", "figure", "objective", "met"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row.what, row.figure, row.objective, row.verdict)
+    Console().print(table)
+
+
+def markdown(rows: Sequence[Row], document: dict[str, Any]) -> str:
+    """The table with the machine and versions above it."""
+    lines = [*_head(document), "", "| measured | figure | objective | met |", "|---|---|---|---|"]
+    lines += [f"| {row.what} | {row.figure} | {row.objective} | {row.verdict} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _head(document: dict[str, Any]) -> list[str]:
+    machine, native = document["machine"], document["native"]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items() if version)
+    blas = f"{native['blas']} ({native['blas_reason']})"
+    return [
+        f"- Taken {document['taken_at']} at commit {document['commit']}",
+        f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['os']}",
+        f"- Python {document['python']}; {versions}",
+        f"- Native code: {native['choice']} ({native['reason']}); BLAS: {blas}",
+    ]
+
+
+def write_between_markers(path: Path, block: str) -> None:
+    """Replace what stands between the markers of the page. ValueError when it has none."""
+    text = path.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{path} has no {BEGIN} and {END}")
+    before, rest = text.split(BEGIN, 1)
+    _, after = rest.split(END, 1)
+    path.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}")
+
+
+def stamp() -> str:
+    """A name for a folder of results."""
+    return time.strftime("%Y%m%d-%H%M%S")

@@ -1,0 +1,159 @@
+"""From results to the lines of the table: which figure stands for what, and which objective it is held
+against."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from tools.bench.report import Row
+
+
+def _times(ratio: dict[str, Any]) -> str:
+    return f"{ratio['median']:.2f} times ({ratio['minimum']:.2f} to {ratio['maximum']:.2f})"
+
+
+def _rate(spread: dict[str, Any]) -> str:
+    return f"{spread['median']:.1f} tokens/s ({spread['minimum']:.1f} to {spread['maximum']:.1f})"
+
+
+def _span(values: list[float], scale: float, unit: str) -> str:
+    middle = statistics.median(values) * scale
+    return f"{middle:,.1f} {unit} ({min(values) * scale:,.1f} to {max(values) * scale:,.1f})"
+
+
+def pipeline_rows(result: dict[str, Any]) -> list[Row]:
+    """Throughput of many streams, cost per token of one, idle time to first token, processor time per
+    token."""
+    rates = [each["tokens_per_second"] for each in result["many"]]
+    costs = [each["seconds_per_token"] for each in result["one"]]
+    idle = [each["median"] for each in result["idle_first_token"]]
+    return [
+        Row(
+            f"Scripted engine, {result['streams']} streams over HTTP",
+            _span(rates, 1, "tokens/s"),
+            "≥ 25,000",
+            statistics.median(rates) >= 25_000,
+        ),
+        Row("the same, processor time per token", _processor(result["many"])),
+        Row(
+            "Scripted engine, one stream, time per token",
+            _span(costs, 1e6, "µs"),
+            "≤ 150",
+            statistics.median(costs) <= 150e-6,
+        ),
+        Row(
+            "Scripted engine, idle, time to first token",
+            _span(idle, 1e3, "ms"),
+            "≤ 5",
+            statistics.median(idle) <= 5e-3,
+        ),
+    ]
+
+
+def _processor(runs: list[dict[str, Any]]) -> str:
+    roles = runs[0]["cpu_seconds"]
+    shares = {
+        role: statistics.median(run["cpu_seconds"][role] / run["tokens"] for run in runs) for role in roles
+    }
+    return ", ".join(f"{role} {share * 1e6:.1f} µs" for role, share in shares.items())
+
+
+def compare_rows(result: dict[str, Any]) -> list[Row]:
+    """Rates and ratios with one client and with many; the objectives are those against mlx_lm as it is
+    installed (HTTP) and under the same BLAS (in process)."""
+    clients = result["plan"]["clients"]
+    rows = _contest(result["one_client"], "one client", {"in process with OpenBLAS": 0.97})
+    return rows + _contest(result["many_clients"], f"{clients} clients", {"mlx_lm.server": 1.0})
+
+
+def _contest(contest: dict[str, Any], clients: str, objectives: dict[str, float]) -> list[Row]:
+    rows = []
+    for name, entry in contest.items():
+        who = f"mlx_lm {name}" if name.startswith("in process") else name
+        if entry["ratio"] is None:
+            rows.append(Row(f"Decode, {clients}: {who}", _rate(entry["rate"])))
+            continue
+        least = objectives.get(name)
+        met = None if least is None else entry["ratio"]["median"] >= least
+        figure = f"{_times(entry['ratio'])}, theirs {_rate(entry['rate'])}"
+        rows.append(
+            Row(
+                f"Decode, {clients}: this server in units of {who}",
+                figure,
+                f"≥ {least}" if least else "",
+                met,
+            )
+        )
+    return rows
+
+
+def equality_rows(result: dict[str, Any]) -> list[Row]:
+    """How many prompts came out as mlx_lm alone says."""
+    count, equal, texts = result["prompts"], result["equal"], result["equal_streamed_texts"]
+    return [
+        Row("Greedy prompts equal to mlx_lm, token by token", f"{equal} of {count}", "all", equal == count),
+        Row("the same streamed, by text", f"{texts} of {count}", "all", texts == count),
+    ]
+
+
+def memory_rows(result: dict[str, Any]) -> list[Row]:
+    """Growth of each process."""
+    requests, cancelled = result["requests"], result["cancelled"]
+    return [
+        Row(
+            f"Memory of the {each['role']} after {requests:,} requests, {cancelled} of them left",
+            f"{each['rss']:+.1%} (RSS), {each['uss']:+.1%} (USS)",
+            "within 5 %",
+            abs(each["rss"]) <= 0.05,
+        )
+        for each in result["change"]
+    ] + [Row("errors meanwhile", str(result["errors"]), "0", result["errors"] == 0)]
+
+
+def slow_reader_rows(result: dict[str, Any]) -> list[Row]:
+    """What neighbours felt, and whether nothing was lost."""
+    before, during = result["neighbours_before"], result["neighbours_during"]
+    figure = ", ".join(
+        f"{key} {before[key] * 1e3:.2f} → {during[key] * 1e3:.2f} ms" for key in ("median", "p99")
+    )
+    complete = result["complete"] and not result["errors"]
+    return [
+        Row(f"A reader stops for {result['stop_seconds']:.0f} s: its neighbours' inter-token time", figure),
+        Row(
+            "the stopped stream, read to its end",
+            "complete" if complete else "not complete",
+            "complete",
+            complete,
+        ),
+    ]
+
+
+def startup_rows(result: dict[str, Any]) -> list[Row]:
+    """Waiting for help and for readiness."""
+    helped = result["help"]
+    figure = f"{helped['median']:.3f} s ({helped['minimum']:.3f} to {helped['maximum']:.3f})"
+    rows = [Row("mlx-serving --help", figure, "< 0.3 s", helped["median"] < 0.3)]
+    for name, spread in result["ready"].items():
+        rows.append(Row(f"{name}: start until ready", f"{spread['median']:.2f} s"))
+    return rows
+
+
+def blas_rows(result: dict[str, Any]) -> list[Row]:
+    """The gain of the fast BLAS."""
+    fast, plain = statistics.median(result["with_openblas"]), statistics.median(result["without"])
+    figure = f"{_times(result['ratio'])}, {plain:.0f} → {fast:.0f} tokens/s"
+    return [Row(f"Prefill of {result['tokens']} tokens with OpenBLAS, in units of without", figure)]
+
+
+ROWS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
+    "compare": compare_rows,
+    "equality": equality_rows,
+    "pipeline": pipeline_rows,
+    "memory": memory_rows,
+    "slow_reader": slow_reader_rows,
+    "startup": startup_rows,
+    "blas": blas_rows,
+}
+"""Rows of each benchmark, in the order of the table."""

@@ -1,0 +1,57 @@
+"""How much each benchmark measures: `quick` shows that everything works, `full` gives the figures to
+publish."""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen
+class Size:
+    """Counts and seconds of every benchmark."""
+
+    compare_tokens: int
+    compare_repetitions: int
+    compare_blas_peers: bool
+    equality_prompts: int
+    pipeline_tokens: int
+    pipeline_repetitions: int
+    memory_requests: int
+    memory_baseline: int
+    stop_seconds: float
+    help_runs: int
+    ready_runs: int
+    prefill_tokens: int
+    prefill_repetitions: int
+
+
+QUICK = Size(
+    compare_tokens=16,
+    compare_repetitions=2,
+    compare_blas_peers=False,
+    equality_prompts=4,
+    pipeline_tokens=500,
+    pipeline_repetitions=1,
+    memory_requests=100,
+    memory_baseline=40,
+    stop_seconds=5.0,
+    help_runs=5,
+    ready_runs=1,
+    prefill_tokens=64,
+    prefill_repetitions=1,
+)
+FULL = Size(
+    compare_tokens=64,
+    compare_repetitions=5,
+    compare_blas_peers=True,
+    equality_prompts=20,
+    pipeline_tokens=3000,
+    pipeline_repetitions=5,
+    memory_requests=2000,
+    memory_baseline=200,
+    stop_seconds=30.0,
+    help_runs=20,
+    ready_runs=3,
+    prefill_tokens=512,
+    prefill_repetitions=3,
+)
