@@ -1,0 +1,204 @@
+"""Describes a model folder from config.json and the headers of its weight files, without loading a weight."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_serving.actors.errors import ModelLoadFailed
+from mlx_serving.actors.models.record import ModelRecord, Quantization
+from mlx_serving.actors.models.safetensors_file import StoredTensor, read_header
+from mlx_serving.actors.models.tokenizer import TextTokenizer
+
+Config = Mapping[str, Any]
+_FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "n_ctx",
+    "model_max_length",
+)
+_NO_ATTENTION = ("linear_attention", "mamba", "recurrent", "conv")
+
+
+def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
+    """ModelLoadFailed names the file that is missing, damaged or does not say what it must."""
+    config, raw_config = read_config(folder)
+    text = _text_config(config)
+    files = weight_files(folder)
+    headers = [read_header(path) for path in files]
+    tensors = [tensor for listed, _ in headers for tensor in listed]
+    quantization = _quantization(config, text)
+    dtype = _float_type(tensors)
+    tokenizer = TextTokenizer.load(folder)
+    return ModelRecord(
+        name=name,
+        path=folder,
+        source=source,
+        architecture=_text(folder, config, "model_type"),
+        parameter_count=_parameter_count(tensors, config, quantization),
+        dtype=dtype,
+        quantization=quantization,
+        context_length=_first_integer(folder, text, _CONTEXT_KEYS),
+        vocab_size=_vocabulary(text, config, tensors, tokenizer),
+        bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        num_layers=_layers(folder, text),
+        kv_bytes_per_token=_kv_bytes(folder, text, _ITEM_BYTES[dtype]),
+        eos_token_ids=tuple(sorted(tokenizer.eos_token_ids)),
+        is_vision="vision_config" in config or "vision_tower" in config,
+        has_chat_template=tokenizer.has_chat_template,
+        fingerprint=_fingerprint(raw_config, files, [raw for _, raw in headers]),
+    )
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """config.json as an object and as bytes."""
+    path = folder / "config.json"
+    try:
+        raw = path.read_bytes()
+        config = json.loads(raw)
+    except OSError as error:
+        raise ModelLoadFailed(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadFailed(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelLoadFailed(f"{path} must hold a JSON object")
+    return config, raw
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files mlx_lm loads, all of those that the index lists among them."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise ModelLoadFailed(f"{folder} holds no model*.safetensors")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            listed = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelLoadFailed(f"{index} is not a valid index: {error}") from error
+        missing = sorted(listed - {path.name for path in files})
+        if missing:
+            raise ModelLoadFailed(f"{folder} lacks {missing[0]}, which {index.name} lists")
+    return files
+
+
+def _text_config(config: Config) -> Config:
+    """Settings of the language model, which models with vision keep in an object of their own."""
+    for key in ("text_config", "llm_config", "language_config"):
+        if isinstance(config.get(key), dict):
+            return {**config, **config[key]}
+    return config
+
+
+def _text(folder: Path, config: Config, key: str) -> str:
+    value = config.get(key)
+    if not isinstance(value, str):
+        raise ModelLoadFailed(f"{folder / 'config.json'} must name its {key}")
+    return value
+
+
+def _first_integer(folder: Path, config: Config, keys: Sequence[str], default: int | None = None) -> int:
+    value = next((config[key] for key in keys if config.get(key) is not None), default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelLoadFailed(
+            f"{folder / 'config.json'} must say {keys[0]} as a positive integer, not {value!r}"
+        )
+    return value
+
+
+def _quantization(config: Config, text: Config) -> Quantization | None:
+    for holder in (config, text):
+        for key in ("quantization", "quantization_config"):
+            setting = holder.get(key)
+            if isinstance(setting, dict) and isinstance(setting.get("bits"), int):
+                mode = setting.get("mode") or setting.get("quant_method") or "affine"
+                return Quantization(setting["bits"], int(setting.get("group_size") or 0), str(mode))
+    return None
+
+
+def _float_type(tensors: Sequence[StoredTensor]) -> str:
+    """The type of most floating point numbers; beside packed weights these are their scales."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.dtype in _FLOATS:
+            sizes[_FLOATS[tensor.dtype]] += tensor.bytes
+    return sizes.most_common(1)[0][0] if sizes else "float16"
+
+
+def _parameter_count(tensors: Sequence[StoredTensor], config: Config, default: Quantization | None) -> int:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    scaled = {name.removesuffix(".scales") for name in by_name if name.endswith(".scales")}
+    count = 0
+    for name, tensor in by_name.items():
+        module, _, part = name.rpartition(".")
+        if module not in scaled or part not in ("weight", "scales", "biases"):
+            count += tensor.elements
+        elif part == "weight":
+            count += _unpacked(tensor, by_name[f"{module}.scales"], _width(module, config, default))
+    return count
+
+
+def _width(module: str, config: Config, default: Quantization | None) -> Quantization | None:
+    """The width of one layer, which config.json may state apart."""
+    layers = config.get("quantization") or config.get("quantization_config")
+    setting = layers.get(module) if isinstance(layers, dict) else None
+    if isinstance(setting, dict) and "group_size" in setting and "bits" in setting:
+        return Quantization(setting["bits"], setting["group_size"])
+    return default
+
+
+def _unpacked(weight: StoredTensor, scales: StoredTensor, width: Quantization | None) -> int:
+    """Packed words have `bits` a weight, and each scale stands for a group; the scales decide, if they can."""
+    if width is None:
+        return weight.elements
+    if width.group_size:
+        return scales.elements * width.group_size
+    return weight.elements * 32 // width.bits
+
+
+def _vocabulary(
+    text: Config, config: Config, tensors: Sequence[StoredTensor], tokenizer: TextTokenizer
+) -> int:
+    """The width of the logits."""
+    for tensor in tensors:
+        if tensor.name.endswith(("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")):
+            return tensor.shape[0]
+    for settings in (text, config):
+        if isinstance(settings.get("vocab_size"), int):
+            return int(settings["vocab_size"])
+    return tokenizer.vocab_size
+
+
+def _layers(folder: Path, text: Config) -> int:
+    return _first_integer(folder, text, ("num_hidden_layers", "n_layers", "n_layer", "num_layers"))
+
+
+def _kv_bytes(folder: Path, text: Config, item_bytes: int) -> int:
+    """Keys and values of all layers that attend; multi-head latent attention caches one compressed row instead."""
+    kinds = text.get("layer_types")
+    layers = _layers(folder, text)
+    if isinstance(kinds, list) and len(kinds) == layers:
+        layers = sum(kind not in _NO_ATTENTION for kind in kinds)
+    if isinstance(text.get("kv_lora_rank"), int):
+        return layers * (text["kv_lora_rank"] + int(text.get("qk_rope_head_dim", 0))) * item_bytes
+    heads = _first_integer(folder, text, ("num_attention_heads", "n_heads", "n_head"))
+    kv_heads = _first_integer(folder, text, ("num_key_value_heads", "n_kv_heads", "num_kv_heads"), heads)
+    hidden = _first_integer(folder, text, ("hidden_size", "d_model", "n_embd", "dim"))
+    head_dim = _first_integer(folder, text, ("head_dim",), hidden // heads)
+    return 2 * layers * kv_heads * head_dim * item_bytes
+
+
+def _fingerprint(config: bytes, files: Sequence[Path], headers: Sequence[bytes]) -> str:
+    digest = hashlib.sha256(config)
+    for path, header in zip(files, headers, strict=True):
+        digest.update(f"{path.name}:{path.stat().st_size}:{len(header)}:".encode())
+        digest.update(header)
+    return digest.hexdigest()

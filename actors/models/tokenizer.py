@@ -1,0 +1,170 @@
+"""Text to token ids and back for one model folder, without transformers.
+
+Reads tokenizer.json with the `tokenizers` library and, beside it, the special tokens, chat template and end-of-text
+ids from tokenizer_config.json, chat_template.jinja, generation_config.json and config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import tokenizers
+
+from mlx_serving.actors.errors import ModelLoadFailed, TokenizerFailed
+from mlx_serving.actors.models.chat_template import ChatTemplate
+
+JSON = Any
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@attrs.frozen(eq=False)
+class TextTokenizer:
+    """One model's tokenizer. Safe to share between threads: nothing changes after `load`."""
+
+    backend: tokenizers.Tokenizer
+    chat: ChatTemplate
+    special_tokens: Mapping[str, str]
+    """bos_token, eos_token and the like, as far as the model names them."""
+    eos_token_ids: frozenset[int]
+    special_ids: frozenset[int]
+
+    @classmethod
+    def load(cls, folder: Path) -> TextTokenizer:
+        """ModelLoadFailed names the file that is missing or broken."""
+        backend = _backend(folder / "tokenizer.json")
+        settings = _json(folder / "tokenizer_config.json")
+        named = _named_tokens(settings)
+        added = backend.get_added_tokens_decoder()
+        return cls(
+            backend=backend,
+            chat=ChatTemplate(_templates(folder, settings), named),
+            special_tokens=named,
+            eos_token_ids=_eos_token_ids(folder, backend, named),
+            special_ids=frozenset(id for id, token in added.items() if token.special),
+        )
+
+    @property
+    def bos_token(self) -> str | None:
+        return self.special_tokens.get("bos_token")
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to one less than this (added tokens included); the model's logits may be wider."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.chat.sources)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Pass `add_special_tokens=False` for a rendered chat: its template has written them already."""
+        try:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except (TypeError, ValueError) as error:
+            raise TokenizerFailed(f"this text cannot be tokenised: {error}", field="prompt") from error
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Many texts over all cores; the same ids as `encode` one by one."""
+        try:
+            rows = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        except (TypeError, ValueError) as error:
+            raise TokenizerFailed(f"this text cannot be tokenised: {error}", field="prompt") from error
+        return [row.ids for row in rows]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Ids that are no token decode to nothing; negative or huge ones are TokenizerFailed."""
+        try:
+            return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        except (OverflowError, TypeError) as error:
+            raise TokenizerFailed(
+                f"token ids must be from 0 to {self.vocab_size - 1}", field="tokens"
+            ) from error
+
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
+        """Each token as the vocabulary writes it (`Ġthe`, `▁the`, `<|im_end|>`); an id without a token is empty."""
+        return [self.backend.id_to_token(id) or "" for id in ids]
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, JSON]],
+        *,
+        tools: Sequence[Mapping[str, JSON]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: JSON,
+    ) -> str:
+        """The prompt text of a conversation; `variables` reach the template (for example enable_thinking)."""
+        return self.chat.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
+        )
+
+
+def _backend(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise ModelLoadFailed(f"{path} is missing: import the folder with `models import` to have it built")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelLoadFailed(f"{path} is not a tokenizer: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _json(path: Path) -> dict[str, JSON]:
+    """An absent file is an empty object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ModelLoadFailed(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelLoadFailed(f"{path} must hold a JSON object")
+    return value
+
+
+def _named_tokens(settings: Mapping[str, JSON]) -> dict[str, str]:
+    named = {}
+    for name in _NAMED_TOKENS:
+        token = settings.get(name)
+        if isinstance(token, Mapping):
+            token = token.get("content")
+        if isinstance(token, str):
+            named[name] = token
+    return named
+
+
+def _templates(folder: Path, settings: Mapping[str, JSON]) -> dict[str, str]:
+    """The file chat_template.jinja counts more than the field; chat_template.json is the older form of some models."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return {
+            "default": path.read_text(encoding="utf-8"),
+            **_more_templates(folder / "additional_chat_templates"),
+        }
+    written = settings.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
+    if isinstance(written, str):
+        return {"default": written}
+    if isinstance(written, list):
+        return {str(item["name"]): str(item["template"]) for item in written}
+    return {}
+
+
+def _more_templates(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("*.jinja")) if folder.is_dir() else []
+    return {path.stem: path.read_text(encoding="utf-8") for path in files}
+
+
+def _eos_token_ids(folder: Path, backend: tokenizers.Tokenizer, named: Mapping[str, str]) -> frozenset[int]:
+    """What ends a text: generation_config.json or else config.json, and the tokenizer's own eos token."""
+    config = _json(folder / "config.json")
+    text_config = config.get("text_config")
+    nested = text_config.get("eos_token_id") if isinstance(text_config, dict) else None
+    written = _json(folder / "generation_config.json").get("eos_token_id")
+    if written is None:
+        written = config.get("eos_token_id", nested)
+    ids = written if isinstance(written, list) else [written]
+    own = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
+    return frozenset(id for id in [*ids, own] if isinstance(id, int))
