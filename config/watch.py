@@ -52,7 +52,7 @@ class SettingsWatcher:
 
     def changes(self, stop: threading.Event) -> Iterator[Change]:
         """Blocks; one Change for each edit that matters, until `stop` is set."""
-        # A look at every timeout as well: an edit before the watch stands, and file systems that tell nothing.
+        # Also at every timeout: an edit may precede the watch, and some file systems tell nothing.
         events = watchfiles.watch(
             self._folder, stop_event=stop, recursive=False, raise_interrupt=False, yield_on_timeout=True
         )
