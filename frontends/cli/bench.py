@@ -18,7 +18,7 @@ from mlx_serving.frontends.cli.console import err, note, out, print_json, table
 from mlx_serving.frontends.cli.door import any_door
 from mlx_serving.frontends.cli.figures import duration
 from mlx_serving.frontends.cli.load_report import LoadReport, RequestRecord, summarize
-from mlx_serving.frontends.cli.sources import Sources, configured
+from mlx_serving.frontends.cli.sources import Sources, configured, model_name
 from mlx_serving.frontends.client import Client
 
 _COUNT = click.IntRange(min=1)
@@ -27,7 +27,7 @@ PROMPT = "Write a story about the number {}."
 
 
 @click.command(cls=click.RichCommand)
-@click.option("--model", "-m", help="Model to measure; the default model if not given.")
+@click.option("--model", "-m", type=model_name, help="Model to measure; the default model if not given.")
 @click.option("--clients", "-c", type=_COUNT, default=4, show_default=True, help="Requests in flight.")
 @click.option("--requests", "-r", type=_COUNT, default=32, show_default=True, help="Requests in all.")
 @click.option("--max-tokens", "-n", type=_COUNT, default=64, show_default=True, help="Tokens of each answer.")

@@ -51,12 +51,12 @@ def path(sources: Sources) -> None:
 
 
 @config.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("checked", metavar="FILE", type=click.Path(path_type=Path))
 @configured
-def validate(file: Path, sources: Sources) -> None:
+def validate(checked: Path, sources: Sources) -> None:
     """Check a settings file; every problem is named with its line."""
-    load_settings(home=sources.home, profile=sources.profile, file=file)
-    note(f"{file} is valid")
+    load_settings(home=sources.home, profile=sources.profile, file=checked)
+    note(f"{checked} is valid")
 
 
 @config.command()

@@ -44,7 +44,8 @@ def _settings(sources: Sources) -> tuple[Settings, list[Finding]]:
 
 
 def _print(rows: list[Finding]) -> None:
-    made = table("", "", "", "found")
+    made = table("", "", "", "")
+    made.show_header = False
     for row in rows:
         fact = Text(row.fact)
         if row.advice:

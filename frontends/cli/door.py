@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import attrs
+
 from mlx_serving.actors.addresses import door_of
 from mlx_serving.actors.errors import ActorUnavailable
+from mlx_serving.config.load import DEFAULT, Loaded
+from mlx_serving.config.schema import Settings
 from mlx_serving.frontends.cli.console import err, note
 from mlx_serving.frontends.cli.session import Session
 from mlx_serving.frontends.cli.sources import Sources
@@ -35,16 +39,15 @@ def any_door(sources: Sources, model: str | None) -> Iterator[Session]:
 
 @contextmanager
 def _embedded(sources: Sources, model: str | None) -> Iterator[Session]:
+    from mlx_serving.actors.logs import configure_logging
     from mlx_serving.actors.system import Runtime
     from mlx_serving.frontends.cli.fetching import ensure_stored
 
-    loaded = sources.load({"models.default": model})
-    if loaded.origins["telemetry.log_level"].kind == "default":
-        loaded = sources.load({"models.default": model, "telemetry.log_level": "warning"})
-    settings = loaded.settings
+    settings = _quiet(sources.load_for(model))
     note(f"no server runs on {sources.home}: starting {settings.models.default} for this command alone")
-    ensure_stored(sources.home, settings)
-    runtime = Runtime(settings, sources.home, name="embedded", frontend_address_file=False)
+    ensure_stored(settings, sources.home)
+    configure_logging(settings.telemetry)
+    runtime = Runtime(settings, sources.home, announce=False)
     try:
         with err.status(f"loading {settings.models.default}"):
             runtime.start(wait_for_model=True)
@@ -52,3 +55,11 @@ def _embedded(sources: Sources, model: str | None) -> Iterator[Session]:
             yield session
     finally:
         runtime.stop()
+
+
+def _quiet(loaded: Loaded) -> Settings:
+    """Unless a log level was chosen, only what goes wrong is told: stderr belongs to the command."""
+    settings = loaded.settings
+    if loaded.origins["telemetry.log_level"] != DEFAULT:
+        return settings
+    return attrs.evolve(settings, telemetry=attrs.evolve(settings.telemetry, log_level="warning"))

@@ -18,6 +18,8 @@ import psutil
 
 from mlx_serving import native
 from mlx_serving.actors.addresses import door_of
+from mlx_serving.actors.errors import ModelNotFound, ServingError
+from mlx_serving.actors.models.store import ModelStore
 from mlx_serving.config.schema import Settings
 from mlx_serving.frontends.cli.figures import size
 from mlx_serving.frontends.cli.finding import Finding
@@ -35,9 +37,10 @@ def findings(settings: Settings, home: Path) -> Iterator[Finding]:
     yield from mlx_findings(settings.generation.blas)
     yield _memory()
     yield _disk(home)
-    yield _permissions(home)
+    yield home_folder(home)
+    yield _model(settings, home)
     yield _server(home)
-    yield _port(settings, home)
+    yield http_port(settings, home)
 
 
 def _system() -> Finding:
@@ -92,7 +95,7 @@ def _disk(home: Path) -> Finding:
     return Finding("disk", "ok", fact)
 
 
-def _permissions(home: Path) -> Finding:
+def home_folder(home: Path) -> Finding:
     mode = stat.S_IMODE(home.stat().st_mode)
     fact = f"{home} has mode {mode:04o}"
     if not os.access(home, os.W_OK | os.X_OK):
@@ -104,13 +107,28 @@ def _permissions(home: Path) -> Finding:
     return Finding("home folder", "ok", fact)
 
 
+def _model(settings: Settings, home: Path) -> Finding:
+    name = settings.models.default
+    try:
+        record = ModelStore(home).resolve(name, [Path(folder) for folder in settings.models.trusted_folders])
+    except ModelNotFound:
+        advice = f"fetch it with: mlx-serving models pull {name} (serve does so too)"
+        return Finding("default model", "warn", f"{name} is not here", advice)
+    except ServingError as error:
+        return Finding("default model", "fail", error.message, f"see: mlx-serving models show {name}")
+    if record.bytes > psutil.virtual_memory().available:
+        fact = f"{name} ({size(record.bytes)}) is larger than the memory available"
+        return Finding("default model", "warn", fact, "choose a smaller model, or fewer bits at import")
+    return Finding("default model", "ok", f"{name}, {size(record.bytes)}")
+
+
 def _server(home: Path) -> Finding:
     if door_of(home) is None:
         return Finding("server", "ok", "none runs on this home")
     return Finding("server", "ok", "runs on this home; see: mlx-serving status")
 
 
-def _port(settings: Settings, home: Path) -> Finding:
+def http_port(settings: Settings, home: Path) -> Finding:
     host, port = settings.http.host, settings.http.port
     try:
         with socket.create_server((host, port)):
@@ -119,7 +137,7 @@ def _port(settings: Settings, home: Path) -> Finding:
         fact, holder = f"{host}:{port} cannot be bound: {error.strerror}", _listener(port)
     if holder is not None:
         fact = f"{host}:{port} is held by {holder}"
-        if door_of(home) is not None and "mlx-serving" in holder:
+        if door_of(home) is not None and ("mlx-serving" in holder or "mlx_serving" in holder):
             return Finding("port", "ok", fact)
     return Finding("port", "warn", fact, "end that program, or serve with --port 0 (any free one)")
 
@@ -128,9 +146,11 @@ def _listener(port: int) -> str | None:
     """Name and pid of the process that listens on a TCP port, where the system lets us see it."""
     try:
         connections = psutil.net_connections(kind="tcp")
-        pid = next(one.pid for one in connections if one.status == "LISTEN" and one.laddr.port == port)
+        pid = next(
+            one.pid for one in connections if one.status == "LISTEN" and one.laddr and one.laddr.port == port
+        )
         process = psutil.Process(pid)
-        words = [Path(word).name for word in process.cmdline()[:2]]
+        words = [Path(word).name for word in process.cmdline()[:3]]
         return f"{' '.join(words) or process.name()} (pid {pid})"
     except (psutil.Error, OSError, StopIteration):
         return None

@@ -16,7 +16,7 @@ COMMANDS = {
     "chat": ("chat", "Talk with a model."),
     "models": ("models", "Fetch, import, list, load and remove models."),
     "status": ("status", "Show what the running server does."),
-    "tokenize": ("tokenize", "Show the tokens of a text."),
+    "tokenize": ("tokenize", "Show the tokens of a text, from the command line or stdin."),
     "config": ("config", "Show and check the configuration."),
     "doctor": ("doctor", "Check this machine and say what to do about what is found."),
     "bench": ("bench", "Measure time to first token, inter-token latency and throughput."),

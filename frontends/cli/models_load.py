@@ -8,11 +8,11 @@ from mlx_serving.actors.messages.admission import ModelLoadRequested
 from mlx_serving.actors.messages.frontend import ModelLoaded
 from mlx_serving.frontends.cli.console import err, note, print_json
 from mlx_serving.frontends.cli.door import running
-from mlx_serving.frontends.cli.sources import Sources, configured
+from mlx_serving.frontends.cli.sources import Sources, configured, model_name
 
 
 @click.command("load", cls=click.RichCommand)
-@click.argument("name")
+@click.argument("name", type=model_name)
 @click.option("--json", "as_json", is_flag=True, help="Print the model as JSON.")
 @configured
 def models_load(name: str, as_json: bool, sources: Sources) -> None:

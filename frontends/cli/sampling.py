@@ -11,6 +11,7 @@ import rich_click as click
 
 from mlx_serving.actors.messages.admission import GenerationRequested
 from mlx_serving.actors.messages.values import Sampling, Stopping
+from mlx_serving.frontends.cli.sources import model_name
 
 
 @attrs.frozen
@@ -31,7 +32,7 @@ class Drawing:
 _UNIT = click.FloatRange(0, 1)
 
 OPTIONS = (
-    click.option("--model", "-m", help="Model to ask; the default model if not given."),
+    click.option("--model", "-m", type=model_name, help="Model to ask; the default model if not given."),
     click.option("--max-tokens", "-n", type=click.IntRange(min=1), help="Longest answer, in tokens."),
     click.option("--temperature", "-t", type=click.FloatRange(min=0), help="0 is greedy; 1 if not given."),
     click.option("--top-p", type=_UNIT, help="Keep the likeliest tokens up to this probability."),

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import attrs
 
 from mlx_serving.actors.messages.admission import GenerationRequested
 from mlx_serving.actors.messages.frontend import Delta, RequestAccepted, RequestFinished
+from mlx_serving.actors.transport import Attachment
 from mlx_serving.config.schema import Settings
 from mlx_serving.frontends.client import Client, Stream
 
@@ -22,17 +23,17 @@ T = TypeVar("T")
 
 
 class Session:
-    """A connection to the door at `address`. Use it in a `with` block and from one thread."""
+    """A connection to an admission's door. Use it in a `with` block and from one thread."""
 
-    def __init__(self, address: str, settings: Settings, name: str = "cli") -> None:
-        self._address, self._settings, self._name = address, settings, name
+    def __init__(self, door: str | Attachment, settings: Settings) -> None:
+        self._door, self._settings = door, settings
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cli-session", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
         try:
-            self._client = self._wait(Client.connect(self._address, self._name, self._settings))
+            self._client = self._wait(Client.connect(self._door, "cli", self._settings))
         except BaseException:
             self._end()
             raise
@@ -93,14 +94,16 @@ class Answer:
         return accepted
 
     def __iter__(self) -> Iterator[list[Delta]]:
-        deltas = aiter(self._stream)
-        while (arrived := self._wait(_await(lambda: anext(deltas, None)))) is not None:
-            yield arrived
+        deltas = cast("AsyncGenerator[list[Delta]]", aiter(self._stream))
+        try:
+            while (arrived := self._wait(_await(lambda: anext(deltas, None)))) is not None:
+                yield arrived
+        finally:
+            self._wait(_await(deltas.aclose))
 
     @property
     def result(self) -> RequestFinished:
-        result: RequestFinished = self._stream.result
-        return result
+        return self._stream.result
 
 
 async def _call(function: Callable[..., T], *arguments: Any) -> T:

@@ -37,6 +37,18 @@ class Sources:
             home=self.home, profile=self.profile, file=self.file, env=os.environ, overrides=flags
         )
 
+    def load_for(self, model: str | None, overrides: Mapping[str, object] | None = None) -> Loaded:
+        """Settings with `model` as the default one; a folder named on the command line is trusted by that."""
+        flags = {**(overrides or {}), "models.default": model}
+        if model is not None and model.startswith("/"):
+            flags["models.trusted_folders"] = (*self.load().settings.models.trusted_folders, model)
+        return self.load(flags)
+
+
+def model_name(text: str) -> str:
+    """The name as the runtime takes it: what looks like a path is made absolute."""
+    return str(Path(text).expanduser().resolve()) if text.startswith((".", "/", "~")) else text
+
 
 def configured(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the three options; the command receives them as `sources`."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import rich_click as click
 
-from mlx_serving.frontends.cli.sources import Sources, configured
+from mlx_serving.frontends.cli.sources import Sources, configured, model_name
 
 
 @click.command(cls=click.RichCommand)
-@click.option("--model", "-m", help="Model to serve; the setting models.default if not given.")
+@click.option(
+    "--model", "-m", type=model_name, help="Model to serve; the setting models.default if not given."
+)
 @configured
 @click.pass_context
 def stdio(ctx: click.Context, model: str | None, sources: Sources) -> None:
@@ -16,6 +18,6 @@ def stdio(ctx: click.Context, model: str | None, sources: Sources) -> None:
 
     Both framings are understood: Content-Length headers and one object per line. Nothing else goes to stdout.
     """
-    from mlx_serving.frontends.stdio.server import run_stdio
+    from mlx_serving.frontends.serve_stdio import serve_stdio
 
-    ctx.exit(run_stdio(sources.load({"models.default": model}).settings, sources.home))
+    ctx.exit(serve_stdio(sources.load_for(model).settings, sources.home))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import rich_click as click
 from rich.text import Text
@@ -13,14 +14,16 @@ from mlx_serving.actors.messages.frontend import Tokenized
 from mlx_serving.actors.messages.values import unpack_ids
 from mlx_serving.frontends.cli.console import note, out, print_json
 from mlx_serving.frontends.cli.door import running
-from mlx_serving.frontends.cli.sources import Sources, configured
+from mlx_serving.frontends.cli.sources import Sources, configured, model_name
 
 _SHADES = ("on grey23", "on grey35")
 
 
 @click.command(cls=click.RichCommand)
 @click.argument("text", nargs=-1)
-@click.option("--model", "-m", help="Model whose tokenizer cuts; the default model if not given.")
+@click.option(
+    "--model", "-m", type=model_name, help="Model whose tokenizer cuts; the default model if not given."
+)
 @click.option("--ids", is_flag=True, help="Print the ids alone, separated by spaces.")
 @click.option("--special/--no-special", default=True, help="Add the model's special tokens (default).")
 @click.option("--json", "as_json", is_flag=True, help="Print ids and strings as one JSON object.")
@@ -51,6 +54,20 @@ def _from_server(
     with running(sources) as session:
         answer: Tokenized = session.ask(TokenizeRequested(model, text, add_special_tokens=special))
     return answer.model, unpack_ids(answer.token_ids), list(answer.token_strings)
+
+
+def _from_store(
+    text: str, model: str | None, special: bool, sources: Sources
+) -> tuple[str, list[int], list[str]]:
+    from mlx_serving.actors.models.store import ModelStore
+    from mlx_serving.actors.models.tokenizer import TextTokenizer
+
+    models = sources.load_for(model).settings.models
+    trusted = [Path(folder) for folder in models.trusted_folders]
+    record = ModelStore(sources.home).resolve(models.default, trusted)
+    tokenizer = TextTokenizer.load(record.path)
+    ids = tokenizer.encode(text, add_special_tokens=special)
+    return record.name, ids, tokenizer.token_strings(ids)
 
 
 def _print(model: str, ids: list[int], strings: list[str]) -> None:

@@ -1,0 +1,51 @@
+"""The server: a runtime with the HTTP frontend, from its first actor to its last."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from mlx_serving.actors.logs import configure_logging
+from mlx_serving.actors.system import Runtime
+from mlx_serving.config.schema import Settings
+from mlx_serving.frontends.http.server import HttpServer
+
+Serving = Callable[[str], None]
+
+
+def serve(settings: Settings, home: Path, on_ready: Serving) -> int:
+    """Serve until SIGINT, SIGTERM or a request to stop; the exit status. Call it on the main thread.
+
+    HTTP answers from the start, /readyz by 503 until the default model serves; then `on_ready` gets the URL.
+    The first signal drains: no new work, what runs may finish. A second one ends everything at once.
+    Raises the ServingError that kept the server from starting or ended it.
+    """
+    configure_logging(settings.telemetry)
+    runtime = Runtime(settings, home)
+    runtime.install_signals()
+    http: HttpServer | None = None
+    try:
+        runtime.start()
+        http = HttpServer(settings, runtime.door)
+        url = http.start()
+        runtime.announce((url,))
+        if runtime.wait_for_model():
+            on_ready(url)
+        status = runtime.run()
+        _drain(runtime, http)
+    finally:
+        if http is not None:
+            http.stop(0)
+        runtime.stop()
+    if runtime.failure is not None:
+        raise runtime.failure
+    return status
+
+
+def _drain(runtime: Runtime, http: HttpServer) -> None:
+    """The listener closes and admission refuses what comes by other doors; running requests may finish."""
+    intake = threading.Thread(target=http.stop, name="http-stop")
+    intake.start()
+    runtime.drain()
+    intake.join()
