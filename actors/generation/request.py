@@ -1,0 +1,49 @@
+"""What any engine derives from a sequence before it runs it."""
+
+from __future__ import annotations
+
+from mlx_serving.actors.errors import ContextOverflow, InvalidParameter
+from mlx_serving.actors.messages.batching import SequenceQueued
+from mlx_serving.actors.messages.values import ModelInfo, unpack_ids
+from mlx_serving.actors.models.record import ModelRecord
+
+
+def prompt_of(sequence: SequenceQueued, record: ModelRecord) -> list[int]:
+    """Its prompt's token ids. Raises if it is empty, names unknown tokens, or leaves no room to answer."""
+    ids = unpack_ids(sequence.prompt_ids)
+    if not ids:
+        raise InvalidParameter("the prompt is empty; it must have at least one token", field="prompt")
+    unknown = max([*ids, *sequence.sampling.logit_bias])
+    if unknown >= record.vocab_size:
+        raise InvalidParameter(f"token id {unknown} must be below the vocabulary size {record.vocab_size}")
+    if len(ids) >= record.context_length:
+        raise ContextOverflow(
+            f"the prompt has {len(ids)} tokens; that leaves no room for an answer in the model's context of "
+            f"{record.context_length}",
+            field="prompt",
+        )
+    return ids
+
+
+def answer_limit(sequence: SequenceQueued, prompt_tokens: int, record: ModelRecord) -> int:
+    """The most tokens its answer may have, at least 1."""
+    room = record.context_length - prompt_tokens
+    wanted = sequence.stopping.max_tokens
+    return room if wanted is None else max(1, min(wanted, room))
+
+
+def info_of(record: ModelRecord) -> ModelInfo:
+    """The record as other actors see it."""
+    return ModelInfo(
+        name=record.name,
+        path=str(record.path),
+        architecture=record.architecture,
+        parameter_count=record.parameter_count,
+        dtype=record.dtype,
+        context_length=record.context_length,
+        vocab_size=record.vocab_size,
+        kv_bytes_per_token=record.kv_bytes_per_token,
+        quantization_bits=record.quantization.bits if record.quantization is not None else None,
+        is_vision=record.is_vision,
+        fingerprint=record.fingerprint,
+    )

@@ -1,0 +1,89 @@
+"""Token ids to text, a token at a time, never splitting a character.
+
+A window of the latest ids is decoded on each addition and what it shows beyond the text already given is new.
+Bytes that do not yet make a character decode to U+FFFD; they are held back until it is complete. The window
+stays short, so the cost of a token does not grow with the text.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import tokenizers
+
+REPLACEMENT = "\ufffd"
+_LONGEST_INCOMPLETE = 3
+"""Bytes of a character that can be there without the last one; a decoder shows each as at most one U+FFFD."""
+_WINDOW = 8
+_LARGEST_WINDOW = 64
+"""Where bytes that never become characters go on for so long, the window is cut anyway."""
+
+
+class TextDecoder(Protocol):
+    """What turns the ids of one answer into its text."""
+
+    def add(self, token_id: int) -> str:
+        """The text that has become certain with this id, possibly none."""
+        ...
+
+    def flush(self) -> str:
+        """The rest, when no id will follow."""
+        ...
+
+
+class IncrementalDecoder:
+    """All pieces of one answer together are `tokenizer.decode(ids, skip_special_tokens=True)`.
+
+    That holds for bytes that are valid UTF-8 and, in byte-level tokenizers, for invalid ones too.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._special_ids = special_ids
+        self._window: list[int] = []
+        self._given = 0
+        """Characters of the window's text that were given out."""
+        self._text = ""
+
+    def add(self, token_id: int) -> str:
+        if token_id in self._special_ids:
+            return ""
+        self._window.append(token_id)
+        self._text = text = self._decode(self._window)
+        certain = _certain_length(text) if text.endswith(REPLACEMENT) else len(text)
+        piece = text[self._given : certain]
+        self._given = max(self._given, certain)
+        if len(self._window) >= _WINDOW and (certain == len(text) or len(self._window) >= _LARGEST_WINDOW):
+            self._shorten()
+        return piece
+
+    def flush(self) -> str:
+        piece = self._text[self._given :]
+        self._given = len(self._text)
+        return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _shorten(self) -> None:
+        """Keep the fewest last ids that decode to whole characters by themselves."""
+        for count in range(1, _WINDOW):
+            text = self._decode(self._window[-count:])
+            if REPLACEMENT not in text:
+                self._cut(count, text, len(text))
+                return
+        if len(self._window) >= _LARGEST_WINDOW:
+            text = self._decode(self._window[-_WINDOW:])
+            self._cut(_WINDOW, text, _certain_length(text))
+
+    def _cut(self, count: int, text: str, given: int) -> None:
+        del self._window[:-count]
+        self._text, self._given = text, given
+
+
+def _certain_length(text: str) -> int:
+    """Characters of `text` that no further byte can change."""
+    end = len(text)
+    while end > 0 and len(text) - end < _LONGEST_INCOMPLETE and text[end - 1] == REPLACEMENT:
+        end -= 1
+    return end
