@@ -24,10 +24,13 @@ class StderrLogger:
     """Writes finished lines. A stderr that nobody holds any more is no reason for an actor to fail."""
 
     def msg(self, line: str) -> None:
+        stream = sys.stderr
+        if stream is None or stream.closed:
+            return
         try:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
-        except (OSError, ValueError):
+            stream.write(line + "\n")
+            stream.flush()
+        except OSError:
             return
 
     debug = info = warning = error = critical = exception = msg
@@ -83,5 +86,6 @@ def get_logger(actor: str) -> FilteringBoundLogger:
 def _renderers(form: str) -> list[Any]:
     if form == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    colors = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
     traceback = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=traceback)]
+    return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=traceback)]
