@@ -80,6 +80,15 @@ class Supervisor:
         self._commands.put(command)
         self._node.waker.wake()
 
+    def want_stop(self) -> None:
+        """Let whoever waits for the runtime know that it should end."""
+        self.stop_wanted.set()
+        self.model_serves.set()
+
+    def close(self) -> None:
+        """For a supervisor that never ran."""
+        self._node.close()
+
     def force(self) -> None:
         """Kill every child now."""
         self.forced.set()
@@ -135,7 +144,7 @@ class Supervisor:
                 if any(member.is_default and member.model and member.model.name == model for member in self._replicas):
                     self.model_serves.set()
             case StopRequested():
-                self.stop_wanted.set()
+                self.want_stop()
             case DrainStarted():
                 self._draining, self._drain_until = True, self._node.clock() + message.seconds
                 self._node.tell("admission", message)

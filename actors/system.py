@@ -53,13 +53,13 @@ def _replica(order: Order) -> Actor:
 
 
 def _engine(order: Order) -> Engine:
-    from mlx_serving.actors.models.metadata import read_record
+    from mlx_serving.actors.models.metadata import describe_folder
     from mlx_serving.actors.models.tokenizer import TextTokenizer
 
     if order.model_path is None or order.model_name is None:
         raise StartupFailed("a replica needs a model")
     settings = order.settings.generation
-    record = read_record(Path(order.model_path), name=order.model_name)
+    record = describe_folder(Path(order.model_path), order.model_name, source="")
     if settings.engine == "scripted":
         from mlx_serving.actors.generation.scripted import ScriptedEngine
 
@@ -119,13 +119,18 @@ class Runtime:
         self._thread.start()
         self._supervisor.control_ready.wait()
         if wait_for_model:
-            self._supervisor.model_serves.wait()
+            self.wait_for_model()
         if self._supervisor.failure is not None:
             failure = self._supervisor.failure
             self.stop()
             raise failure
         if self._announce:
             self.announce(())
+
+    def wait_for_model(self) -> bool:
+        """True once the default model serves; False when the runtime fails or is asked to stop before."""
+        self._supervisor.model_serves.wait()
+        return self._supervisor.failure is None and not self._supervisor.stop_wanted.is_set()
 
     def announce(self, urls: tuple[str, ...]) -> None:
         """Write down the door and the addresses of the frontends for live commands."""
@@ -138,7 +143,7 @@ class Runtime:
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += 1
-        self._supervisor.stop_wanted.set()
+        self._supervisor.want_stop()
         if self._interrupts > 1:
             self._supervisor.force()
 
@@ -164,8 +169,10 @@ class Runtime:
 
     def stop(self) -> None:
         """End every actor, whoever still waits gets a typed error, and remove the sockets. Idempotent."""
-        self._supervisor.post(Stop(END_SECONDS))
-        if self._thread.is_alive():
+        if self._thread.ident is None:
+            self._supervisor.close()
+        else:
+            self._supervisor.post(Stop(END_SECONDS))
             self._thread.join()
         if self._announce:
             addresses.withdraw(self._home)

@@ -188,15 +188,18 @@ class Waker:
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
+        self._lock = threading.Lock()
+        self._open = True
 
     @property
     def pollable(self) -> int:
         return self._read
 
     def wake(self) -> None:
-        """From any thread; wakes once however often it is called before the wait ends."""
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.write(self._write, b"\0")
+        """From any thread; wakes once however often it is called before the wait ends. Nothing after `close`."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._open:
+                os.write(self._write, b"\0")
 
     def rest(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -204,8 +207,10 @@ class Waker:
                 pass
 
     def close(self) -> None:
-        os.close(self._read)
-        os.close(self._write)
+        with self._lock:
+            self._open = False
+            os.close(self._read)
+            os.close(self._write)
 
 
 class Poller:

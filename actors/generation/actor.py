@@ -13,7 +13,12 @@ from mlx_serving.actors.base import Actor, Node
 from mlx_serving.actors.errors import ServingError, describe
 from mlx_serving.actors.generation.engine import Engine, StepReport
 from mlx_serving.actors.messages.admission import SequenceOutput, TokensGenerated
-from mlx_serving.actors.messages.batching import SequenceAborted, SequencePaused, SequenceResumed, SequencesEnded
+from mlx_serving.actors.messages.batching import (
+    SequenceAborted,
+    SequencePaused,
+    SequenceResumed,
+    SequencesEnded,
+)
 from mlx_serving.actors.messages.envelope import Envelope
 from mlx_serving.actors.messages.generation import SequenceAssigned, SequencesDropped
 from mlx_serving.actors.messages.supervision import ActorReady
