@@ -68,7 +68,7 @@ def _is_stale(path: str, page: str) -> bool:
 
 HEADER = (
     "Every setting with its default. Write what you change, and only that, into runtime.yaml of the home "
-    "folder (MLX_SERVING_HOME, by default ~/.mlx-serving). docs/configuration.md tells which layers lie over it."
+    "folder (MLX_SERVING_HOME, by default ~/.mlx-serving). docs/configuration.md tells what lies over it."
 )
 
 
@@ -114,7 +114,8 @@ Settings come in layers, and a later one wins, setting by setting:
 5. flags of the command
 
 Everything that is wrong in any layer is refused at once, with its place and what would be right: unknown
-keys, keys that stand twice, values of another type (nothing is converted: `"8080"` is no port) or out of bounds.
+keys, keys that stand twice, values out of bounds or of another type (nothing is converted: `"8080"` is no
+port).
 `mlx-serving config show --origin` tells where each value came from.
 
 Durations are seconds, sizes bytes. A setting marked *live* is taken over by a running server when its file
