@@ -22,8 +22,8 @@ class Piece:
 class Answer:
     """Decides, token by token, what is shown and whether the answer is over.
 
-    An end-of-sequence or stop token counts in `tokens`, as it was generated, but shows neither id nor text. The
-    token that completes a stop string shows its id; the text is cut before the stop string.
+    An end-of-sequence or stop token counts in `tokens`, as it was generated, but shows neither id nor text.
+    The token that completes a stop string shows its id; the text is cut before the stop string.
     """
 
     def __init__(self, stopping: Stopping, limit: int, eos_ids: frozenset[int], decoder: TextDecoder) -> None:

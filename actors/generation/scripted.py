@@ -1,8 +1,8 @@
-"""An engine that says prepared things as fast as Python can: for tests and for benchmarks of all but the model.
+"""An engine that says prepared things as fast as Python can, for tests and benchmarks of all but the model.
 
 It serves a real model's record and keeps every rule of the protocol: the prefill budget, rows, limits, stop
-strings, pause, resume and cancel. The token at each position is a function of prompt, seed, choice and position,
-and its text is " w" and its id, whatever the model's tokenizer would say.
+strings, pause, resume and cancel. The token at each position is a function of prompt, seed, choice and
+position, and its text is " w" and its id, whatever the model's tokenizer would say.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
 
 Script = Callable[[SequenceQueued, int], int]
-"""The token id a sequence says at a position of its answer, from 0. An exception fails that sequence alone."""
+"""The token id a sequence says at a position of its answer, from 0. An exception fails that sequence."""
 
 
 class _Words:

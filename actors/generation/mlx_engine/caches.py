@@ -1,0 +1,63 @@
+"""Prompt caches, one entry a layer: plain for one row, batched for several.
+
+The cache classes are mlx-lm's. A batched cache is left-padded; a plain one is not, and is what a lone row
+has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+Caches = list[Any]
+"""One cache object of mlx-lm for each layer."""
+
+
+def new_caches(model: Any) -> Caches:
+    """Empty plain caches for one row."""
+    caches: Caches = make_prompt_cache(model)
+    return caches
+
+
+def are_mergeable(caches: Caches) -> bool:
+    """Whether rows with such caches can be decoded together."""
+    return all(hasattr(cache, "merge") and _parts_are_mergeable(cache) for cache in caches)
+
+
+def merge(rows: Sequence[Caches]) -> Caches:
+    """One batched cache from the plain caches of several rows, in order."""
+    return [layer[0].merge(list(layer)) for layer in zip(*rows, strict=True)]
+
+
+def extend(batched: Caches, added: Caches) -> None:
+    """Append the rows of one batched cache to another, in place."""
+    for cache, more in zip(batched, added, strict=True):
+        cache.extend(more)
+
+
+def keep(batched: Caches, indices: list[int]) -> None:
+    """Drop all rows but these, in place; shared padding goes with them."""
+    for cache in batched:
+        cache.filter(indices)
+
+
+def take(batched: Caches, index: int) -> Caches:
+    """A plain copy of one row."""
+    return [cache.extract(index) for cache in batched]
+
+
+def states(caches: Caches) -> list[Any]:
+    """Every array in them, for evaluation."""
+    return [cache.state for cache in caches]
+
+
+def start(arrays: list[Any]) -> None:
+    """Set the computation of arrays (nested in lists and tuples) going."""
+    mx.async_eval(arrays)  # type: ignore[no-untyped-call]
+
+
+def _parts_are_mergeable(cache: Any) -> bool:
+    return all(hasattr(part, "merge") for part in getattr(cache, "caches", ()))

@@ -1,0 +1,75 @@
+"""Bringing weights into memory, and what of the machine the model may use."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import attrs
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
+
+from mlx_serving.actors.errors import ModelLoadFailed
+from mlx_serving.actors.generation.capacity import machine_bytes
+from mlx_serving.actors.models.record import ModelRecord
+from mlx_serving.config.schema import Generation
+
+_HALF = (mx.float16, mx.bfloat16)
+
+
+def is_cpu() -> bool:
+    """Whether MLX computes on the CPU back end."""
+    return bool(mx.default_device().type == mx.DeviceType.cpu)
+
+
+def prepare_device(settings: Generation) -> None:
+    """Set the allocator's limits; go without fused kernels where nothing can compile them."""
+    mx.set_cache_limit(settings.cache_limit_bytes)
+    if settings.wired_limit_bytes and mx.metal.is_available():
+        mx.set_wired_limit(settings.wired_limit_bytes)
+    if is_cpu() and shutil.which("g++") is None:
+        mx.disable_compile()
+
+
+def load_weights(record: ModelRecord) -> Any:
+    """The model of this folder, evaluated. Raises ModelLoadFailed."""
+    try:
+        model, _ = load_model(record.path)
+    except Exception as error:  # mlx and mlx-lm raise many kinds for a file that is not what it should be
+        raise failed(record, error) from error
+    return model
+
+
+def failed(record: ModelRecord, error: Exception) -> ModelLoadFailed:
+    """What loading says when `error` stopped it."""
+    return ModelLoadFailed(f"{record.name} cannot run from {record.path}: {type(error).__name__}: {error}")
+
+
+def widen(model: Any, record: ModelRecord) -> ModelRecord:
+    """On the CPU back end compute in float32: half precision is 4 to 20 times slower there.
+
+    Returns the record as it is then.
+    """
+    if not is_cpu() or not any(weight.dtype in _HALF for weight in _weights(model)):
+        return record
+    model.set_dtype(mx.float32, lambda dtype: dtype in _HALF)
+    mx.eval(model.parameters())
+    scale = 2 if record.dtype in ("float16", "bfloat16") else 1
+    return attrs.evolve(record, dtype="float32", kv_bytes_per_token=scale * record.kv_bytes_per_token)
+
+
+def weight_bytes(model: Any) -> int:
+    """What the weights take in memory."""
+    return sum(weight.nbytes for weight in _weights(model))
+
+
+def _weights(model: Any) -> list[mx.array]:
+    pairs: Any = tree_flatten(model.parameters())
+    return [weight for _, weight in pairs]
+
+
+def memory_bytes() -> int:
+    """Memory that weights and caches share: the accelerator's own, or the machine's."""
+    own = 0 if is_cpu() else int(mx.device_info().get("memory_size", 0))
+    return own or machine_bytes()

@@ -1,0 +1,127 @@
+"""Logit bias and the repetition, presence and frequency penalties.
+
+What a row has said is counted on the device, so that no step costs work in proportion to the length of the
+text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import mlx.core as mx
+
+from mlx_serving.actors.messages.values import Sampling
+
+
+class History:
+    """The tokens of one row's prompt and answer, as the penalties want them. Built when first needed."""
+
+    def __init__(self, prompt_ids: list[int]) -> None:
+        self._prompt_ids = prompt_ids
+        self._answer_ids: list[int] = []
+        self._counts: mx.array | None = None
+        self._seen: mx.array | None = None
+
+    def restart(self, answer_ids: list[int]) -> None:
+        """Forget what was counted; the answer is these tokens so far."""
+        self._answer_ids = answer_ids
+        self._counts = self._seen = None
+
+    def load(self, vocab_size: int) -> tuple[mx.array, mx.array]:
+        """Each token's count in the answer (float32), and whether prompt or answer has it: [vocabulary]."""
+        if self._counts is None or self._seen is None:
+            self._counts = mx.zeros(vocab_size)
+            self._seen = mx.zeros(vocab_size, dtype=mx.bool_)
+            self._seen[mx.array(self._prompt_ids + self._answer_ids)] = True
+            if self._answer_ids:
+                self._counts = self._counts.at[mx.array(self._answer_ids)].add(1.0)
+        return self._counts, self._seen
+
+    def store(self, counts: mx.array, seen: mx.array) -> None:
+        self._counts, self._seen = counts, seen
+
+
+@attrs.define(eq=False)
+class Adjustments:
+    """Rows of a batch whose logits are adjusted before anything else; arrays are [those rows, vocabulary]."""
+
+    indices: list[int]
+    rows: Sequence[tuple[Sampling, History]]
+    is_whole: bool
+    bias: mx.array | None = None
+    counts: mx.array | None = None
+    seen: mx.array | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Sampling, History]]) -> Adjustments | None:
+        """None if no row wants any."""
+        indices = [
+            index
+            for index, (parameters, _) in enumerate(rows)
+            if parameters.logit_bias or _is_penal(parameters)
+        ]
+        if not indices:
+            return None
+        return cls(indices, [rows[index] for index in indices], is_whole=len(indices) == len(rows))
+
+    def apply(self, logits: mx.array) -> mx.array:
+        """Logits [batch, vocabulary] with the adjusted rows replaced, in float32."""
+        logits = logits.astype(mx.float32)
+        self._prepare(logits.shape[-1])
+        chosen = logits if self.is_whole else logits[mx.array(self.indices)]
+        if self.bias is not None:
+            chosen = chosen + self.bias
+        if self.counts is not None and self.seen is not None:
+            chosen = self._penalised(chosen, self.counts, self.seen)
+        if self.is_whole:
+            return chosen
+        logits[mx.array(self.indices)] = chosen
+        return logits
+
+    def record(self, tokens: mx.array) -> None:
+        """Count the tokens [batch] just drawn."""
+        if self.counts is None or self.seen is None:
+            return
+        drawn = tokens if self.is_whole else tokens[mx.array(self.indices)]
+        places = mx.arange(len(self.indices))
+        self.counts = self.counts.at[places, drawn].add(1.0)
+        self.seen[places, drawn] = True
+
+    def release(self) -> None:
+        """Give the state back to the rows."""
+        if self.counts is None or self.seen is None:
+            return
+        for place, (_, history) in enumerate(self.rows):
+            history.store(self.counts[place], self.seen[place])
+
+    def _prepare(self, vocab_size: int) -> None:
+        if self.bias is None and any(parameters.logit_bias for parameters, _ in self.rows):
+            self.bias = mx.stack([_dense(parameters.logit_bias, vocab_size) for parameters, _ in self.rows])
+        if self.counts is None and any(_is_penal(parameters) for parameters, _ in self.rows):
+            loaded = [history.load(vocab_size) for _, history in self.rows]
+            self.counts = mx.stack([counts for counts, _ in loaded])
+            self.seen = mx.stack([seen for _, seen in loaded])
+
+    def _penalised(self, logits: mx.array, counts: mx.array, seen: mx.array) -> mx.array:
+        repetition = self._column("repetition_penalty")
+        repeated = mx.where(logits > 0, logits / repetition, logits * repetition)
+        logits = mx.where(seen, repeated, logits)
+        said = (counts > 0).astype(mx.float32)
+        return logits - self._column("presence_penalty") * said - self._column("frequency_penalty") * counts
+
+    def _column(self, name: str) -> mx.array:
+        return mx.array([[getattr(parameters, name)] for parameters, _ in self.rows], dtype=mx.float32)
+
+
+def _is_penal(parameters: Sampling) -> bool:
+    return bool(
+        parameters.repetition_penalty != 1 or parameters.presence_penalty or parameters.frequency_penalty
+    )
+
+
+def _dense(bias: dict[int, float], vocab_size: int) -> mx.array:
+    dense = mx.zeros(vocab_size)
+    if bias:
+        dense[mx.array(list(bias))] = mx.array(list(bias.values()), dtype=mx.float32)
+    return dense

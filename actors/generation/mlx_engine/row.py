@@ -1,0 +1,57 @@
+"""One sequence as the MLX engine holds it."""
+
+from __future__ import annotations
+
+import attrs
+
+from mlx_serving.actors.generation.answer import Answer, Timeline
+from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
+from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
+from mlx_serving.actors.messages.batching import SequenceQueued
+
+
+@attrs.frozen
+class Reading:
+    """A drawn token as the host reads it. `token_id` -1: the row's logits were not finite."""
+
+    token_id: int
+    logprob: RawLogprob | None = None
+
+
+@attrs.define(eq=False)
+class Row:
+    """`ids` are prompt and answer so far; the caches hold the first `filled` of them.
+
+    While a row decodes, its caches and next input belong to the batch, and `caches` is None.
+    """
+
+    sequence: SequenceQueued
+    ids: list[int]
+    prompt_tokens: int
+    answer: Answer
+    sampling: RowSampling
+    timeline: Timeline
+    caches: Caches | None = None
+    filled: int = 0
+    is_paused: bool = False
+    is_parked: bool = False
+    """Paused, and out of the batch."""
+    is_gone: bool = False
+    """Ended, failed or cancelled: it gets no further output."""
+    is_suspect: bool = False
+    """It was in a batch that failed, and must decode one token alone before it may join another."""
+    held: Reading | None = None
+    """The token that was being computed when the row was parked."""
+
+    @property
+    def unfilled(self) -> int:
+        """Tokens to prefill; the last one is left to the decode step, which draws from its logits."""
+        return len(self.ids) - 1 - self.filled
+
+    def restart(self) -> None:
+        """Compute everything again from the ids: what the caches held is lost."""
+        self.caches = None
+        self.filled = 0
+        self.is_suspect = True
+        self.sampling.rewind(self.ids[self.prompt_tokens :])
