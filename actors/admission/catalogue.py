@@ -119,6 +119,6 @@ def _unknown(name: str | None, served: list[str], stored: list[str]) -> ServingE
             field="model",
             model=name,
         )
-    near = difflib.get_close_matches(name, [*served, *stored], n=3, cutoff=0.4) or served[:3]
+    near = difflib.get_close_matches(name, sorted({*served, *stored}), n=3, cutoff=0.4) or served[:3]
     hint = f"; near names: {', '.join(near)}" if near else ""
     return ModelNotFound(f"no model is called {name!r}{hint}", field="model", model=name)

@@ -1,0 +1,29 @@
+"""Servers for the integration tests, in both placements of the control actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.server import Server
+
+CONTROL = ("admission", "batching", "telemetry", "qos")
+
+
+def placed(placement: str) -> dict[str, object]:
+    return {f"actors__{name}": placement for name in CONTROL}
+
+
+@pytest.fixture(scope="module", params=["thread", "process"])
+def placement(request: pytest.FixtureRequest) -> str:
+    """Where the control actors run."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def scripted(serving_home: Path, placement: str) -> Iterator[Server]:
+    """A server whose replica says prepared tokens, 2 ms a step."""
+    settings = {**placed(placement), "generation__engine": "scripted", "generation__scripted_step_seconds": 0.002}
+    with Server(serving_home, admission__stream_window=64, **settings) as server:
+        yield server
