@@ -93,8 +93,8 @@ def load_settings(
     found: list[_Value | _Problem] = []
     if profile is not None:
         found += _profile(profile, home)
-    if file is not None or (home / "runtime.yaml").exists():
-        path = file or home / "runtime.yaml"
+    path = settings_file(home, file)
+    if file is not None or path.exists():
         found += _file(path, lambda line: Origin("file", str(path), line))
     found += _environment(env or {})
     found += _flags(overrides or {})
