@@ -33,7 +33,8 @@ def serve(settings: Settings, home: Path, on_ready: Serving) -> int:
         if runtime.wait_for_model():
             on_ready(url)
         status = runtime.run()
-        _drain(runtime, http)
+        if runtime.failure is None:
+            _drain(runtime, http)
     finally:
         if http is not None:
             http.stop(0)

@@ -26,7 +26,9 @@ def quantity(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """12.3 ms, 4.56 s, 3 min 20 s, 2 h 5 min."""
+    """350 µs, 12.3 ms, 4.56 s, 3 min 20 s, 2 h 5 min."""
+    if 0 < seconds < 0.001:
+        return f"{seconds * 1e6:.3g} µs"
     if seconds < 1:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 60:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
-import rich_click as click
+import click
 
 from mlx_serving.frontends.cli.tree import CommandTree
 
@@ -24,18 +25,40 @@ COMMANDS = {
 
 
 class Root(CommandTree):
-    """The whole program: every error ends here."""
+    """The whole program: every error and interrupt ends here, as a line on stderr and an exit status."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        from mlx_serving.actors.errors import ServingError
-        from mlx_serving.frontends.cli.failure import report
-
+    def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> NoReturn:
         try:
-            return super().invoke(ctx)
-        except ServingError as error:
-            ctx.exit(report(error))
-        except KeyboardInterrupt:
-            ctx.exit(130)
+            outcome = super().main(args, *others, **{**extra, "standalone_mode": False})
+        except click.ClickException as error:
+            outcome = _refused(error)
+        except click.Abort:
+            outcome = 130
+        except Exception as error:
+            outcome = _failed(error)
+        sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _refused(error: click.ClickException) -> int:
+    """What the command line itself does not understand."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    click.secho(f"error: {error.format_message()}", fg="red", err=True)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        click.secho(f"  → {context.command_path} --help", dim=True, err=True)
+    return error.exit_code
+
+
+def _failed(error: Exception) -> int:
+    """Any error of the error tree; others are bugs and keep their traceback."""
+    from mlx_serving.actors.errors import ServingError
+    from mlx_serving.frontends.cli.failure import report
+
+    if not isinstance(error, ServingError):
+        raise error
+    return report(error)
 
 
 @click.command(cls=Root, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,7 +73,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line of `sys.argv`; always ends in SystemExit."""
-    sys.exit(cli.main(prog_name="mlx-serving"))
+    cli.main(prog_name="mlx-serving")
 
 
 if __name__ == "__main__":

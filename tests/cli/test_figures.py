@@ -17,7 +17,15 @@ def test_parameters_are_counted_in_millions_and_billions(count: int, text: str) 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0123, "12.3 ms"), (4.56, "4.56 s"), (59.96, "60 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
+    [
+        (0, "0 ms"),
+        (0.00035, "350 µs"),
+        (0.0123, "12.3 ms"),
+        (4.56, "4.56 s"),
+        (59.96, "60 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 5 min"),
+    ],
 )
 def test_durations_read_naturally(seconds: float, text: str) -> None:
     assert duration(seconds) == text
