@@ -7,32 +7,37 @@ from functools import partial
 from importlib import metadata
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from mlx_serving.config.schema import Http, Settings
 from mlx_serving.frontends.client import Client
 from mlx_serving.frontends.http.generations import Generations, Running
-from mlx_serving.frontends.http.middleware import ApiKey, BodyLimit, Errors, HostGuard, NoAdmin, RequestId
+from mlx_serving.frontends.http.middleware import ApiKey, BodyLimit, HostGuard, NoAdmin, Outermost
 from mlx_serving.frontends.http.models import Models
 from mlx_serving.frontends.http.openai import Parser
 from mlx_serving.frontends.http.openapi import document
 from mlx_serving.frontends.http.probes import Probes
-from mlx_serving.frontends.http.replies import JsonReply, http_error_reply
+from mlx_serving.frontends.http.replies import JsonReply
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def build_app(client: Client, settings: Settings, running: Running) -> Starlette:
-    """The ASGI application. `running` collects its generations, for whoever stops the server."""
-    return Starlette(
-        routes=_routes(client, settings, running),
-        middleware=_middleware(settings.http),
-        exception_handlers={HTTPException: _on_http_error},
-    )
+class App(Starlette):
+    """Starlette's routing behind our own layers alone: its error layers would answer in another shape."""
+
+    def __init__(self, client: Client, settings: Settings, running: Running) -> None:
+        """`running` collects the generations under way, for whoever stops the server."""
+        super().__init__(routes=_routes(client, settings, running), middleware=_middleware(settings.http))
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = self.router
+        for layer, args, kwargs in reversed(self.user_middleware):
+            app = layer(app, *args, **kwargs)
+        return app
 
 
 def is_loopback(host: str) -> bool:
@@ -78,7 +83,7 @@ def _routes(client: Client, settings: Settings, running: Running) -> list[Route]
 
 
 def _middleware(http: Http) -> list[Middleware]:
-    stack = [Middleware(RequestId), Middleware(Errors)]
+    stack = [Middleware(Outermost)]
     if is_loopback(http.host):
         hosts = LOOPBACK_NAMES | {name.lower() for name in (http.host, *http.allowed_hosts)}
         stack.append(Middleware(HostGuard, hosts=hosts))
@@ -87,10 +92,3 @@ def _middleware(http: Http) -> list[Middleware]:
     if http.api_key:
         stack.append(Middleware(ApiKey, key=http.api_key))
     return [*stack, Middleware(BodyLimit, most=http.max_body_bytes)]
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code in (404, 405):
-        error.detail = f"There is no {request.method} {request.url.path[:200]}"
-    return http_error_reply(error)

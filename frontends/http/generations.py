@@ -11,7 +11,6 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from mlx_serving.actors.errors import ServingError, describe
-from mlx_serving.actors.messages.frontend import Delta
 from mlx_serving.frontends.client import Client
 from mlx_serving.frontends.http.answers import Heading, WholeAnswer
 from mlx_serving.frontends.http.body import read_json_body
@@ -87,14 +86,10 @@ class Generations:
 
     async def _stream(self, call: Call, heading: Heading, exchange: Exchange, send: Send) -> None:
         encoder = EventEncoder(call, heading)
-        async with EventStream(send, self._heartbeat_seconds) as events:
-
-            async def write(deltas: list[Delta]) -> None:
-                await events.write(encoder.deltas(deltas))
-
+        async with EventStream(send, encoder, self._heartbeat_seconds) as events:
             try:
                 await events.write(encoder.opening())
-                await exchange.deliver(write)
+                await exchange.deliver(events.write_deltas)
                 last = encoder.closing(*exchange.result())
             except Exception as error:
                 last = _failure(error)

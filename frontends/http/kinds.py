@@ -309,7 +309,7 @@ class Object:
             if given is not None:
                 checked[member.name] = member.kind.check(given, inside(path, member.name), problems)
             elif member.required:
-                problems.add(inside(path, member.name), f"is required: {member.kind.wants}")
+                problems.add(inside(path, member.name), f"is required and must be {member.kind.wants}")
         return checked
 
     def _refuse_unknown(self, value: dict[str, Any], path: str, problems: Problems) -> None:

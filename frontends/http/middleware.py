@@ -23,36 +23,25 @@ OPEN_PATHS = frozenset({"/livez", "/readyz"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class RequestId:
-    """Puts x-request-id on every response: the caller's own if it is plain, a new one otherwise."""
+class Outermost:
+    """Puts x-request-id on every response; answers what was raised before one began in OpenAI's error shape.
+
+    The request id is the caller's own if it is plain, a new one otherwise. Both jobs share one layer because
+    every layer around `send` costs every streamed token.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
-
-
-class Errors:
-    """Answers whatever was raised before a response began, in the shape of the OpenAI API."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = _request_id(scope)
         has_begun = False
 
         async def watched_send(message: Message) -> None:
             nonlocal has_begun
-            has_begun = True
+            if not has_begun:
+                has_begun = True
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
 
         try:
@@ -62,15 +51,26 @@ class Errors:
         except Exception as error:
             if has_begun:
                 raise
-            await _reply_to(error)(scope, receive, send)
+            await _reply_to(error, scope)(scope, receive, watched_send)
 
 
-def _reply_to(error: Exception) -> ASGIApp:
+def _request_id(scope: Scope) -> bytes:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return (given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}").encode()
+
+
+def _reply_to(error: Exception, scope: Scope) -> ASGIApp:
     if isinstance(error, HTTPException):
+        if error.status_code in (404, 405):
+            error.detail = "There is no " + _named(scope)
         return http_error_reply(error)
     if not isinstance(error, ServingError):
-        _log.error("A request broke", exc_info=error)
+        _log.error("%s broke", _named(scope), exc_info=error)
     return error_reply(describe(error).to_exception())
+
+
+def _named(scope: Scope) -> str:
+    return f"{scope['method']} {scope['path'][:200]}"
 
 
 class HostGuard:

@@ -64,7 +64,7 @@ class Parser:
         max_tokens = given.get("max_completion_tokens", given.get("max_tokens"))
         if max_tokens != given.get("max_tokens", max_tokens):
             problems.add("max_completion_tokens", "differs from max_tokens; give one of them")
-        if given.get("top_logprobs") and not given.get("logprobs"):
+        if "top_logprobs" in given and not given.get("logprobs"):
             problems.add("top_logprobs", "needs logprobs: true")
         problems.raise_found()
         logprobs = given.get("logprobs", False)
@@ -137,7 +137,7 @@ def _checked(kind: Object, body: Any) -> dict[str, Any]:
 
 
 def _check_delivery(given: dict[str, Any], problems: Problems) -> None:
-    if given.get("stream_options") and not given.get("stream"):
+    if "stream_options" in given and not given.get("stream"):
         problems.add("stream_options", "needs stream: true")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from mlx_serving.frontends.http import parameters
@@ -24,6 +25,14 @@ _FAILURES = {
 _FOR_GET = ("401", "403", "500", "503", "504")
 
 
+_EVENT: Schema = {
+    "type": "object",
+    "description": "One event: a chunk of the answer or an error as JSON, and [DONE] after the last chunk.",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
+
+
 def document(parser: Parser, version: str, *, needs_key: bool) -> dict[str, Any]:
     """The whole document, ready for JSON."""
     components: dict[str, Any] = {"schemas": COMPONENTS}
@@ -42,13 +51,15 @@ def document(parser: Parser, version: str, *, needs_key: bool) -> dict[str, Any]
 
 
 def _paths(parser: Parser) -> dict[str, Any]:
-    chat, completion = _with_chat_rules(parser.chat_body), _with_completion_rules(parser.completion_body)
+    chat = _ruled(parser.chat_body, _STREAM_RULE, _TOP_LOGPROBS_RULE, _LENGTH_RULE)
+    completion = _ruled(parser.completion_body, _STREAM_RULE, _ECHO_RULE, _BEST_OF_RULE)
+    tokenize = _ruled(parameters.TOKENIZE_BODY, _SOURCE_RULE)
     return {
         "/v1/chat/completions": _post("createChatCompletion", chat, "ChatCompletion", streams=True),
         "/v1/completions": _post("createCompletion", completion, "Completion", streams=True),
         "/v1/models": _get("listModels", "ModelList"),
         "/v1/models/{model}": _retrieve(),
-        "/tokenize": _post("tokenize", _with_one_source(parameters.TOKENIZE_BODY), "Tokenized"),
+        "/tokenize": _post("tokenize", tokenize, "Tokenized"),
         "/detokenize": _post("detokenize", parameters.DETOKENIZE_BODY.schema(), "Detokenized"),
         "/admin/models/load": _post("loadModel", parameters.MODEL_BODY.schema(), "Model"),
         "/admin/models/unload": _post("unloadModel", parameters.MODEL_BODY.schema(), "ModelUnloaded"),
@@ -78,7 +89,7 @@ def _responses(content: dict[str, Any], failures: tuple[str, ...]) -> dict[str, 
 def _post(name: str, body: Schema, answer: str, *, streams: bool = False) -> dict[str, Any]:
     content = _json(answer)
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     operation = {
         "operationId": name,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
@@ -116,33 +127,41 @@ def _probe(name: str, answer: str) -> dict[str, Any]:
     return {"get": {"operationId": name, "responses": responses}}
 
 
-def _given(name: str) -> Schema:
-    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+def _not_given(*names: str) -> Schema:
+    return {name: {"type": "null"} for name in names}
 
 
-def _true(name: str) -> Schema:
-    return {"required": [name], "properties": {name: {"const": True}}}
+_TRUE: Schema = {"const": True}
+_NOT_TRUE: Schema = {"enum": [False, None]}
+_TEXT_PROMPT: Schema = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_STREAM_RULE = (_not_given("stream_options"), {"stream": _TRUE})
+_TOP_LOGPROBS_RULE = (_not_given("top_logprobs"), {"logprobs": _TRUE})
+_LENGTH_RULE = (_not_given("max_completion_tokens"), _not_given("max_tokens"))
+_ECHO_RULE = ({"echo": _NOT_TRUE}, {"echo": _TRUE, "prompt": _TEXT_PROMPT, **_not_given("logprobs")})
+_BEST_OF_RULE = (_not_given("best_of"), {"best_of": {"const": 1}, "n": {"enum": [1, None]}})
+_SOURCE_RULE = (
+    {"text": {"type": "string"}, **_not_given("content", "messages")},
+    {"content": {"type": "string"}, **_not_given("text", "messages")},
+    {"messages": {"type": "array"}, **_not_given("text", "content")},
+)
 
 
-_STREAM_RULE = {"if": _given("stream_options"), "then": _true("stream")}
+def _ruled(body: Object, *rules: tuple[dict[str, Schema], ...]) -> Schema:
+    """The body's schema where one alternative of each rule holds. Alternatives are about members of the body.
+
+    Spelled out as combinations: tools that make up examples understand these, and not implications.
+    """
+    alternatives = []
+    for combination in itertools.product(*rules):
+        properties = {name: schema for part in combination for name, schema in part.items()}
+        alternatives.append({"properties": properties, "required": _needed(properties)})
+    return {**body.schema(), "anyOf": alternatives}
 
 
-def _with_chat_rules(body: Object) -> Schema:
-    top_logprobs = {
-        "required": ["top_logprobs"],
-        "properties": {"top_logprobs": {"type": "integer", "minimum": 1}},
-    }
-    return {**body.schema(), "allOf": [_STREAM_RULE, {"if": top_logprobs, "then": _true("logprobs")}]}
+def _needed(properties: dict[str, Schema]) -> list[str]:
+    """A member that must have a value must be there."""
+    return [name for name, schema in properties.items() if not _allows_null(schema)]
 
 
-def _with_completion_rules(body: Object) -> Schema:
-    text = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    echo_rule = {
-        "if": _true("echo"),
-        "then": {"properties": {"prompt": text, "logprobs": {"type": "null"}}},
-    }
-    return {**body.schema(), "allOf": [_STREAM_RULE, echo_rule]}
-
-
-def _with_one_source(body: Object) -> Schema:
-    return {**body.schema(), "oneOf": [_given(name) for name in ("text", "content", "messages")]}
+def _allows_null(schema: Schema) -> bool:
+    return schema.get("type") == "null" or None in schema.get("enum", ())

@@ -57,7 +57,7 @@ class Problems:
 def inside(path: str, name: str) -> str:
     """The path of member `name`, shortened so that a hostile name cannot swell the answer."""
     short = name if len(name) <= _LONGEST_SHOWN else name[:_LONGEST_SHOWN] + "…"
-    return f"{path}.{short}" if path else short
+    return f"{path}.{short}" if path else short or '""'
 
 
 def shown(value: Any) -> str:

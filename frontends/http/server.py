@@ -16,7 +16,7 @@ import uvicorn
 from mlx_serving.actors.errors import ActorUnavailable, StartupFailed
 from mlx_serving.config.schema import Http, Settings
 from mlx_serving.frontends.client import Client
-from mlx_serving.frontends.http.app import build_app
+from mlx_serving.frontends.http.app import App
 from mlx_serving.frontends.http.generations import Running
 
 Connect = Callable[[Any, str, Settings], Awaitable[Client]]
@@ -53,8 +53,11 @@ class HttpServer:
         self._thread.start()
         try:
             self._ready.result(self._settings.supervision.ready_seconds)
-        except TimeoutError:
-            raise StartupFailed("The HTTP server did not start in time") from None
+        except BaseException as error:
+            self._socket.close()
+            if isinstance(error, TimeoutError):
+                raise StartupFailed("The HTTP server did not start in time") from None
+            raise
         return url
 
     def stop(self, drain_seconds: float | None = None) -> None:
@@ -95,7 +98,7 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         client = await self._connect(self._door, "http", self._settings)
         try:
-            app = build_app(client, self._settings, self._running)
+            app = App(client, self._settings, self._running)
             self._server = _Server(_uvicorn_config(app), self._ready)
             await self._server.serve(sockets=[self._socket] if self._socket else None)
         finally:

@@ -1,8 +1,8 @@
 """Server-sent events, written as bytes straight to the ASGI `send`.
 
 An answer's events differ only in their text, so everything around it is prepared once: a delta costs one JSON
-string and one concatenation. Deltas that have arrived together leave in one `send`, one event each; several of
-one choice mean that the consumer is behind; they share an event unless log-probabilities were asked for.
+string and one concatenation. Deltas that have arrived together leave in one `send`, one event each. Several
+of one choice mean that the consumer is behind; they share an event unless log-probabilities were asked for.
 """
 
 from __future__ import annotations
@@ -122,8 +122,9 @@ def error_event(error: ServingError) -> bytes:
 class EventStream:
     """One response of events. As a context manager it sends the headers and keeps silence short."""
 
-    def __init__(self, send: Send, heartbeat_seconds: float) -> None:
+    def __init__(self, send: Send, encoder: EventEncoder, heartbeat_seconds: float) -> None:
         self._send = send
+        self._encoder = encoder
         self._heartbeat_seconds = heartbeat_seconds
         self._loop = asyncio.get_running_loop()
         self._written_at = self._loop.time()
@@ -138,6 +139,10 @@ class EventStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._heartbeat.cancel()
+
+    async def write_deltas(self, deltas: list[Delta]) -> None:
+        """The consumer of an exchange."""
+        await self.write(self._encoder.deltas(deltas))
 
     async def write(self, events: bytes) -> None:
         """Send events; waits while the reader is too far behind, which leaves its credits unreturned."""

@@ -49,18 +49,35 @@ async def say_hello(stream: FakeStream) -> None:
     stream.finish()
 
 
+class Gate:
+    """Closed until `open` is called, from any thread; made and waited for on the server's loop."""
+
+    def __init__(self) -> None:
+        self._opened = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def open(self) -> None:
+        self._loop.call_soon_threadsafe(self._opened.set)
+
+    async def wait(self) -> None:
+        await self._opened.wait()
+
+
 class FakeStream:
     """One request's answer, fed by a play."""
 
     def __init__(self, request: asked.GenerationRequested, play: Play) -> None:
         self.request = request
         self.cancelled = threading.Event()
+        self.pushed = 0
         self.result = told.RequestFinished(0, Usage(5, len(WORDS) * request.n, 3), TIMINGS)
         self.refusal: ServingError | None = None
         self._error: ServingError | None = None
         self._deltas: list[told.Delta] = []
         self._finished = False
         self._news = asyncio.Event()
+        self._written = asyncio.Event()
+        self.gate = Gate()
         self._player = asyncio.ensure_future(play(self))
 
     def push(
@@ -72,7 +89,9 @@ class FakeStream:
         logprobs: tuple[TokenLogprob, ...] = (),
         end: SequenceEnd | None = None,
     ) -> None:
+        self.pushed += 1
         self._deltas.append(told.Delta(0, index, text, tuple(tokens), logprobs, end))
+        self._written.clear()
         self._news.set()
 
     def finish(self) -> None:
@@ -82,6 +101,10 @@ class FakeStream:
     def fail(self, error: ServingError) -> None:
         self._error = error
         self._news.set()
+
+    async def taken(self) -> None:
+        """Wait until the reader has written everything and asks for more."""
+        await self._written.wait()
 
     def cancel(self) -> None:
         if not self._finished and self._error is None:
@@ -100,6 +123,7 @@ class FakeStream:
             if self._deltas:
                 deltas, self._deltas = self._deltas, []
                 yield deltas
+                self._written.set()
             elif self._error is not None:
                 raise self._error
             elif self._finished:
@@ -121,7 +145,7 @@ class FakeStream:
 class FakeClient:
     """Stands where a Client does. `connect` takes the FakeClient itself as the door.
 
-    `play` feeds every stream; `refusal` refuses every request; `answers` overrides answers to questions by type.
+    `play` feeds every stream; `refusal` refuses every request; `answers` overrides those to questions.
     """
 
     def __init__(self, play: Play = say_hello, refusal: ServingError | None = None) -> None:
