@@ -50,7 +50,7 @@ class RowSampling:
         return cls(parameters, seed & _MASK, History(prompt_ids))
 
     def uniform(self) -> float:
-        """For the current position, in [0, 1). It has 23 bits, so that a float32 product stays below the whole."""
+        """For the current position, in [0, 1); 23 bits, so that a float32 product stays below the whole."""
         return float(_step(self.key, self.position) >> 41) * 2.0**-23
 
     def rewind(self, answer_ids: list[int]) -> None:
@@ -188,7 +188,7 @@ def _column(values: list[float]) -> mx.array:
 
 
 def _pick(weights: mx.array, uniform: mx.array) -> mx.array:
-    """The first index of each row where the cumulative weight passes `uniform` of the whole, never of weight 0."""
+    """Each row's first index where the cumulative weight passes `uniform` of the whole, never of weight 0."""
     mass = mx.cumsum(weights, axis=-1)
     target = uniform * mx.max(mass, axis=-1, keepdims=True)
     return mx.argmax(mx.logical_and(mass > target, weights > 0), axis=-1)
