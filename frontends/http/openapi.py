@@ -10,6 +10,9 @@ from mlx_serving.frontends.http.kinds import Object, Schema
 from mlx_serving.frontends.http.openai import Parser
 from mlx_serving.frontends.http.schemas import COMPONENTS
 
+Rule = tuple[dict[str, Schema], ...]
+"""Alternatives; each says what some members of a body must be."""
+
 _FAILURES = {
     "400": "The body is wrong; the message lists everything that is, each with its path.",
     "401": "The API key is missing or wrong.",
@@ -137,8 +140,8 @@ _TEXT_PROMPT: Schema = {"anyOf": [{"type": "string"}, {"type": "array", "items":
 _STREAM_RULE = (_not_given("stream_options"), {"stream": _TRUE})
 _TOP_LOGPROBS_RULE = (_not_given("top_logprobs"), {"logprobs": _TRUE})
 _LENGTH_RULE = (_not_given("max_completion_tokens"), _not_given("max_tokens"))
-_ECHO_RULE = ({"echo": _NOT_TRUE}, {"echo": _TRUE, "prompt": _TEXT_PROMPT, **_not_given("logprobs")})
-_BEST_OF_RULE = (_not_given("best_of"), {"best_of": {"const": 1}, "n": {"enum": [1, None]}})
+_ECHO_RULE: Rule = ({"echo": _NOT_TRUE}, {"echo": _TRUE, "prompt": _TEXT_PROMPT, **_not_given("logprobs")})
+_BEST_OF_RULE: Rule = (_not_given("best_of"), {"best_of": {"const": 1}, "n": {"enum": [1, None]}})
 _SOURCE_RULE = (
     {"text": {"type": "string"}, **_not_given("content", "messages")},
     {"content": {"type": "string"}, **_not_given("text", "messages")},
@@ -146,7 +149,7 @@ _SOURCE_RULE = (
 )
 
 
-def _ruled(body: Object, *rules: tuple[dict[str, Schema], ...]) -> Schema:
+def _ruled(body: Object, *rules: Rule) -> Schema:
     """The body's schema where one alternative of each rule holds. Alternatives are about members of the body.
 
     Spelled out as combinations: tools that make up examples understand these, and not implications.
