@@ -1,9 +1,9 @@
 """Renders chat templates as transformers does, without transformers.
 
-The variables, filters, tags and white space rules are those that published templates are written for: `messages`,
-`tools`, `documents`, `add_generation_prompt`, the special tokens; `tojson` without escapes, `raise_exception`,
-`strftime_now`; `break`, `continue` and `generation` blocks; trimmed block lines. Templates come with models from
-strangers, so they run in jinja's immutable sandbox and see nothing but JSON values.
+The variables, filters, tags and white space rules are those that published templates are written for:
+`messages`, `tools`, `documents`, `add_generation_prompt`, the special tokens; `tojson` without escapes,
+`raise_exception`, `strftime_now`; `break`, `continue` and `generation` blocks; trimmed block lines. Templates
+come with models from strangers, so they run in jinja's immutable sandbox and see nothing but JSON values.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ChatTemplate:
 
 
 def _or_refused(work: Callable[[], _Result]) -> _Result:
-    """A template can raise anything, also a TypeError over a missing key: all of it becomes TokenizerFailed."""
+    """A template can raise anything, such as a TypeError over a missing key."""
     try:
         return work()
     except Exception as error:
@@ -97,7 +97,7 @@ def _message(message: Mapping[str, JSON]) -> dict[str, JSON]:
 class _GenerationBlock(jinja2.ext.Extension):
     """`{% generation %}` marks the assistant's words for training; here it only renders its body."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (declared without ClassVar by jinja)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
@@ -105,7 +105,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """A namespace that takes no names with a leading underscore, so that a template cannot reach Python's own."""
+    """Takes no name with a leading underscore, so that a template cannot reach Python's own."""
 
     def __init__(self, **values: JSON) -> None:
         for name in values:

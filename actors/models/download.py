@@ -26,7 +26,7 @@ class DownloadFailed(ModelLoadFailed):
 
 
 def fetch(url: str, target: Path, sha256: str | None, progress: Progress) -> None:
-    """Writes `target`; until it is complete and verified its bytes are in `target`.part, which a next call continues."""
+    """Writes `target` when complete and verified; until then `target`.part, which a next call continues."""
     part = target.with_name(target.name + ".part")
     if urllib.parse.urlsplit(url).scheme == "file":
         shutil.copyfile(urllib.request.url2pathname(urllib.parse.urlsplit(url).path), part)

@@ -43,7 +43,7 @@ def gather(source: Path, target: Path, copy: bool, progress: Progress) -> None:
 
 
 def complete_tokenizer(folder: Path) -> None:
-    """Builds tokenizer.json from older forms through transformers, in a process of its own (it is slow to import)."""
+    """Builds tokenizer.json from older forms with transformers, which gets a process of its own."""
     if (folder / "tokenizer.json").exists():
         return
     command = [sys.executable, "-c", _CONVERSION, str(folder)]

@@ -1,7 +1,8 @@
-"""The model families that GGUF import knows: mlx-lm's names for their tensors, and config.json out of GGUF fields.
+"""The model families that GGUF import knows: mlx-lm's tensor names, and config.json out of GGUF fields.
 
-Facts that differ between the two worlds: ggml's llama family stores the rows of q and k interleaved for its own rotary
-embedding; the gemma families store norm weights with one added; Llama 3's rope scaling is stored as a tensor of factors.
+Facts that differ between the two worlds: ggml's llama family stores the rows of q and k interleaved for its
+own rotary embedding; the gemma families store norm weights with one added; Llama 3's rope scaling is stored
+as a tensor of factors.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def config_of(file: GGUFFile, family: Family, sizes: Dimensions) -> Config:
 
 
 def _gemma_settings(fields: Fields, family: Family, sizes: Dimensions) -> Config:
-    # The 27 B sizes, recognised by their depth, scale attention by hidden size over heads instead of by head size.
+    # The 27B models, known by their depth, scale attention by hidden size over heads, others by head size.
     if family.model_type == "gemma2":
         return {
             "attn_logit_softcapping": fields.number("gemma2.attn_logit_softcapping", 50.0),
@@ -219,7 +220,7 @@ def _rope_scaling(file: GGUFFile, prefix: str, sizes: Dimensions) -> Config | No
 
 
 def _llama3_scaling(file: GGUFFile, theta: float, head_dim: int) -> Config:
-    """Finds the settings that give the stored factors; every published Llama 3 model uses these but for the factor."""
+    """The settings that give the stored factors; published Llama 3 models differ only in `factor`."""
     tensor = file.tensors["rope_freqs.weight"]
     if tensor.kind.name != "F32" or tensor.shape != (head_dim // 2,):
         raise file.fields.wrong(f"rope_freqs.weight must be {head_dim // 2} numbers of type F32")
@@ -237,7 +238,7 @@ def _llama3_scaling(file: GGUFFile, theta: float, head_dim: int) -> Config:
 
 
 def llama3_factors(scaling: Config, theta: float, head_dim: int) -> NDArray[np.float64]:
-    """By how much Llama 3 slows each rotary frequency: not at all when fast, by `factor` when slow, mixed between."""
+    """By how much Llama 3 slows each rotary frequency: fast ones not at all, slow ones by `factor`."""
     wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] / wavelengths
@@ -246,7 +247,7 @@ def llama3_factors(scaling: Config, theta: float, head_dim: int) -> NDArray[np.f
 
 
 def match(file: GGUFFile, family: Family, sizes: Dimensions) -> dict[str, Slot]:
-    """The slot of each tensor that goes into the model. ModelLoadFailed names a tensor that is missing or odd."""
+    """The slot of each tensor that goes into the model; ModelLoadFailed names a missing or odd one."""
     matched = {}
     for name, slot in slots(family, sizes):
         tensor = file.tensors.get(name)

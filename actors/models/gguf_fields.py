@@ -12,7 +12,7 @@ from mlx_serving.actors.errors import ModelLoadFailed
 
 
 class Fields:
-    """Each getter takes a default; without one a missing field is ModelLoadFailed, as is a wrong type always."""
+    """A wrong type is ModelLoadFailed, and so is a missing field unless the getter is given a default."""
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
         self._values = values
@@ -40,7 +40,7 @@ class Fields:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number. GGUF stores 32 bits: the shortest decimal that means the same is what the author wrote."""
+        """A finite number. GGUF holds 32 bits; the shortest decimal with the same bits is what was meant."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
             raise self.wrong(f"{key} must be a number, not {str(value)[:80]!r}")

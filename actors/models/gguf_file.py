@@ -1,8 +1,9 @@
 """Reads GGUF files: key-value fields and the table of tensors, each checked against the bytes that are there.
 
-The layout is ggml's: magic, version, counts, fields, tensor table, then aligned tensor data; all little-endian
-(github.com/ggml-org/ggml, docs/gguf.md). Every count is spent from the file's own bytes, so a hostile one runs into the
-end of the file instead of allocating. Whatever is wrong is ModelLoadFailed with the file's name.
+The layout is ggml's: magic, version, counts, fields, tensor table, then aligned tensor data; all
+little-endian (github.com/ggml-org/ggml, docs/gguf.md). Every count is spent from the file's own bytes, so a
+hostile one runs into the end of the file instead of allocating. Whatever is wrong is ModelLoadFailed with the
+file's name.
 """
 
 from __future__ import annotations

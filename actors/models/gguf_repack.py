@@ -1,9 +1,9 @@
-"""Rewrites ggml's blocks of 32 quantised weights as MLX's affine form: packed codes, a scale and a bias per group.
+"""Rewrites ggml's blocks of quantised weights as MLX's affine form: packed codes, scale and bias per group.
 
-MLX reads a weight as `scale * code + bias`. ggml's Q4_0, Q5_0 and Q8_0 mean `scale * (code - offset)`, so their bias is
-`-offset * scale`; the offsets are powers of two, which makes that exact in float16. Q4_1 and Q5_1 store the bias. In
-Q4_K and Q5_K scale and bias of each 32 weights are a float16 times a 6 bit integer: exact in float32, rounded to 11
-bits where scales are kept as float16. The codes never change.
+MLX reads a weight as `scale * code + bias`. ggml's Q4_0, Q5_0 and Q8_0 mean `scale * (code - offset)`, so
+their bias is `-offset * scale`; the offsets are powers of two, which makes that exact in float16. Q4_1 and
+Q5_1 store the bias. In Q4_K and Q5_K scale and bias of each 32 weights are a float16 times a 6 bit integer:
+exact in float32, rounded to 11 bits where scales are kept as float16. The codes never change.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Repacking:
 
 
 def pack(codes: Bytes, bits: int) -> NDArray[np.uint32]:
-    """Codes [rows, columns] as MLX stores them: one stream of bits per row, lowest bit first, in 32 bit words."""
+    """Codes [rows, columns] as MLX stores them: a stream of bits per row, lowest first, in 32 bit words."""
     rows = codes.shape[0]
     if bits == 8:
         packed = np.ascontiguousarray(codes)
     elif bits == 4:
-        packed = codes[:, 0::2] | (codes[:, 1::2] << 4)
+        packed = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4))
     else:
         packed = _pack_eights(codes, bits)
     return packed.reshape(rows, -1).view("<u4")
@@ -78,7 +78,7 @@ def _nibbles(quants: Bytes) -> Bytes:
 
 def _fifth_bits(high: Bytes) -> Bytes:
     """Bit i of four bytes belongs to weight i; it counts 16."""
-    return np.unpackbits(high, axis=-1, bitorder="little") << 4
+    return np.unpackbits(high, axis=-1, bitorder="little") << np.uint8(4)
 
 
 def _q4_0(raw: Bytes) -> Groups:
@@ -108,7 +108,7 @@ def _q5_1(raw: Bytes) -> Groups:
 def _q8_0(raw: Bytes) -> Groups:
     blocks = _blocks(raw, 34)
     scale = _half(blocks, 0)
-    return Groups(_flat(blocks[:, :, 2:] ^ 0x80), scale, scale * np.float16(-128))
+    return Groups(_flat(blocks[:, :, 2:] ^ np.uint8(0x80)), scale, scale * np.float16(-128))
 
 
 def _q4_k(raw: Bytes) -> Groups:
@@ -122,7 +122,7 @@ def _q5_k(raw: Bytes) -> Groups:
     scales, biases = _k_scales(blocks)
     # Bit g of high byte i belongs to weight i of group g.
     bits = np.unpackbits(blocks[:, :, 16:48, None], axis=-1, bitorder="little")
-    fifth = _flat(np.ascontiguousarray(bits.swapaxes(2, 3))) << 4
+    fifth = _flat(np.ascontiguousarray(bits.swapaxes(2, 3))) << np.uint8(4)
     return Groups(_k_nibbles(blocks[:, :, 48:]) | fifth, scales, biases)
 
 

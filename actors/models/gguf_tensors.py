@@ -1,7 +1,8 @@
 """Turns the tensors of a GGUF file into MLX safetensors, a few rows at a time.
 
-Each tensor is repacked as it is (gguf_repack), requantised by MLX to a chosen width, or kept as numbers of the model's
-floating point type. What is written is planned before the first byte, so the size on disk is known in advance.
+Each tensor is repacked as it is (gguf_repack), requantised by MLX to a chosen width, or kept as numbers of
+the model's floating point type. What is written is planned before the first byte, so the size on disk is
+known in advance.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _NEAREST_BITS = {"Q6_K": 6, "Q8_1": 8, "Q8_K": 8, "IQ4_NL": 5, "IQ4_XS": 5, "MXF
 
 @attrs.frozen
 class Conversion:
-    """What becomes of one tensor. Without `quantization` it is stored as numbers; `repacked` keeps its codes."""
+    """What becomes of one tensor: numbers if without `quantization`, its own codes if `repacked`."""
 
     source: GGUFTensor
     slot: Slot
@@ -70,7 +71,7 @@ class Conversion:
 def plan(
     file: GGUFFile, family: Family, slots: Mapping[str, Slot], wanted: Quantization | None
 ) -> list[Conversion]:
-    """What to do with each tensor; `wanted` is the caller's width for all weights, None stays close to the source."""
+    """What to do with each tensor; `wanted` is the width for all weights, None stays close to the file."""
     dtype = _float_type(file, family)
     return [_conversion(file.tensors[name], slot, dtype, wanted) for name, slot in slots.items()]
 
@@ -102,7 +103,7 @@ def _conversion(source: GGUFTensor, slot: Slot, dtype: str, wanted: Quantization
 def write_weights(
     file: GGUFFile, conversions: Iterable[Conversion], folder: Path, progress: Progress
 ) -> None:
-    """Writes model.safetensors, or numbered shards of about SHARD_BYTES with their index. Progress counts bytes."""
+    """Writes model.safetensors, or numbered shards of up to SHARD_BYTES and their index."""
     shards = _shards(conversions)
     names = _shard_names(len(shards))
     total = sum(conversion.bytes for shard in shards for conversion in shard)

@@ -67,7 +67,7 @@ def write_tokenizer(fields: Fields, folder: Path) -> Vocabulary:
         "add_bos_token": _adds_bos(fields),
         **{name: vocabulary.pieces[id] for name, id in vocabulary.named.items()},
     }
-    if f"tokenizer.chat_template" in fields:
+    if "tokenizer.chat_template" in fields:
         settings["chat_template"] = fields.text("tokenizer.chat_template")
     generation = {
         f"{name}_id": id for name, id in vocabulary.named.items() if name in ("bos_token", "pad_token")
@@ -233,7 +233,7 @@ def _sentencepiece(fields: Fields, vocabulary: Vocabulary) -> Tokenizer:
 def _merges_by_score(
     vocabulary: Vocabulary, scores: list[float], vocab: dict[str, int]
 ) -> list[tuple[str, str]]:
-    """Every way to join two pieces into a third, best score of the third first, as SentencePiece merges them."""
+    """Every way to join two pieces into a third, best score of the third first, as SentencePiece does."""
     ranked: list[tuple[float, int, int, str, str]] = []
     for piece, kind, score in zip(vocabulary.pieces, vocabulary.kinds, scores, strict=True):
         if kind != 1:

