@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import errno
 import logging
 import socket
@@ -64,7 +65,8 @@ class HttpServer:
         """Accept nothing more, let open requests finish for that long, end the rest with an error."""
         seconds = self._settings.http.drain_seconds if drain_seconds is None else drain_seconds
         if self._thread.is_alive() and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._begin_drain, seconds)
+            with contextlib.suppress(RuntimeError):  # the loop has just ended
+                self._loop.call_soon_threadsafe(self._begin_drain, seconds)
             self._thread.join(seconds + 3 * _LAST_WORDS_SECONDS)
         if self._socket is not None:
             self._socket.close()

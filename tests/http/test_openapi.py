@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -63,3 +64,11 @@ def test_a_key_is_described_only_where_it_is_needed() -> None:
     assert described["security"] == [{"key": []}]
     assert described["paths"]["/livez"]["get"]["security"] == []
     assert "security" not in document(PARSER, "1", needs_key=False)
+
+
+def test_every_parameter_is_in_the_reference() -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-8")
+    for member in (*PARSER.chat_body.members, *PARSER.completion_body.members):
+        assert f"`{member.name}`" in reference
+    for path in DOCUMENT["paths"]:
+        assert path in reference.replace("{id}", "{model}")
