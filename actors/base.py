@@ -16,11 +16,13 @@ import attrs
 from mlx_serving.actors.addresses import AddressBook
 from mlx_serving.actors.clock import Clock, monotonic
 from mlx_serving.actors.errors import ProtocolError, describe
-from mlx_serving.actors.logs import get_logger
+from mlx_serving.actors.logs import configure_logging, get_logger
 from mlx_serving.actors.messages.envelope import Envelope
-from mlx_serving.actors.messages.supervision import ActorFailed, ActorReady, Heartbeat, Stop
+from mlx_serving.actors.messages.supervision import ActorFailed, ActorReady, Heartbeat, SettingsChanged, Stop
 from mlx_serving.actors.transport import Bus, Inbox, Outbox, Poller, SocketOptions, Waker
+from mlx_serving.config.fields import build, fields, flatten
 from mlx_serving.config.schema import Settings
+from mlx_serving.config.values import parse
 
 DRAIN_LIMIT = 256
 """Messages handled before the actor gets its turn to work."""
@@ -79,6 +81,13 @@ class Node:
         if outbox is not None:
             outbox.close()
 
+    def apply(self, change: SettingsChanged) -> None:
+        """Go on with changed live settings."""
+        known = fields()
+        changed = {each.key: parse(known[each.key], each.value) for each in change.settings}
+        self.settings = build({**flatten(self.settings), **changed})
+        configure_logging(self.settings.telemetry)
+
     def refused(self, error: ProtocolError) -> None:
         self.refused_frames += 1
         self.log.warning("frame refused", reason=error.message)
@@ -120,6 +129,9 @@ class Actor:
 
     def tick(self, now: float) -> None:
         """Called every `interval` seconds."""
+
+    def settings_changed(self) -> None:
+        """`node.settings` has new values of live settings."""
 
     def receive_more(self) -> bool:
         """Take from further ends (frontends, a pool's results). True when there was something."""
@@ -183,7 +195,11 @@ class Loop:
             if isinstance(envelope.message, Stop):
                 self._stop = envelope.message
                 return True
-            self._handle(envelope)
+            if isinstance(envelope.message, SettingsChanged):
+                self._node.apply(envelope.message)
+                self._actor.settings_changed()
+            else:
+                self._handle(envelope)
         return True
 
     def _handle(self, envelope: Envelope) -> None:

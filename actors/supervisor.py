@@ -36,6 +36,7 @@ from mlx_serving.actors.messages.supervision import (
     ModelServes,
     ReplicaReleased,
     ReplicaRequested,
+    SettingsChanged,
     Stop,
     StopRequested,
 )
@@ -148,6 +149,11 @@ class Supervisor:
             case DrainStarted():
                 self._draining, self._drain_until = True, self._node.clock() + message.seconds
                 self._node.tell("admission", message)
+            case SettingsChanged():
+                self._node.apply(message)
+                for member in self._all():
+                    if member.state == "ready":
+                        self._node.tell(member.name, message)
             case Drained():
                 self._drain_until = 0.0
             case Stop():

@@ -16,9 +16,10 @@ from mlx_serving.actors.children import Child, Order, ProcessChild, ThreadChild
 from mlx_serving.actors.errors import ServingError, StartupFailed
 from mlx_serving.actors.generation.engine import Engine
 from mlx_serving.actors.messages.admission import DrainStarted
-from mlx_serving.actors.messages.supervision import Stop
+from mlx_serving.actors.messages.supervision import LiveSetting, SettingsChanged, Stop
 from mlx_serving.actors.supervisor import END_SECONDS, Supervisor
 from mlx_serving.actors.transport import Attachment, Bus
+from mlx_serving.config.fields import fields, flatten
 from mlx_serving.config.schema import Settings
 
 
@@ -135,6 +136,14 @@ class Runtime:
     def announce(self, urls: tuple[str, ...]) -> None:
         """Write down the door and the addresses of the frontends for live commands."""
         addresses.announce(self._home, self.book.of(DOOR).ipc, urls)
+
+    def apply(self, settings: Settings) -> None:
+        """Go on with the live settings of `settings`; the others keep their running values."""
+        known, old, new = fields(), flatten(self._settings), flatten(settings)
+        changed = [LiveSetting(key, str(new[key])) for key in known if known[key].live and old[key] != new[key]]
+        if changed:
+            self._settings = settings
+            self._supervisor.post(SettingsChanged(tuple(changed)))
 
     def install_signals(self) -> None:
         """SIGINT and SIGTERM ask `run` to return; a second one kills every child. Main thread only."""

@@ -49,6 +49,9 @@ class BatchingActor(Actor):
             return
         handler(envelope.message)
 
+    def settings_changed(self) -> None:
+        self._scheduler.set_ageing(self.node.settings.batching.ageing_seconds)
+
     @property
     def pending(self) -> int:
         return int(self._dirty)

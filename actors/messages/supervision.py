@@ -81,3 +81,19 @@ class ModelServes:
     """Admission routes to the model from now on."""
 
     model: str
+
+
+@attrs.frozen
+class LiveSetting:
+    """One setting that a running server takes over: its dotted key, and its value as an environment variable
+    would hold it."""
+
+    key: str
+    value: str
+
+
+@attrs.frozen
+class SettingsChanged:
+    """The supervisor tells every actor about changed live settings."""
+
+    settings: tuple[LiveSetting, ...]

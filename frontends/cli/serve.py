@@ -6,6 +6,7 @@ import rich_click as click
 from rich.text import Text
 
 from mlx_serving.actors.addresses import door_of
+from mlx_serving.config.load import settings_file
 from mlx_serving.config.schema import Settings
 from mlx_serving.frontends.cli.console import out, table, warn
 from mlx_serving.frontends.cli.fetching import ensure_stored
@@ -39,13 +40,15 @@ def serve(
     (smollm2-135m) if not given. It is fetched first if it is not here. Ctrl-C lets running answers finish;
     a second one does not.
     """
+    from mlx_serving.frontends.serve import Watch
     from mlx_serving.frontends.serve import serve as serve_until_stopped
 
     flags = {"http.host": host, "http.port": port, "http.api_key": api_key, "telemetry.log_level": log_level}
     settings = sources.load_for(model, flags).settings
     _caution(settings, sources)
     ensure_stored(settings, sources.home)
-    ctx.exit(serve_until_stopped(settings, sources.home, lambda url: _announce(url, settings)))
+    watch = Watch(lambda: sources.load_for(model, flags), settings_file(sources.home, sources.file).parent)
+    ctx.exit(serve_until_stopped(settings, sources.home, lambda url: _announce(url, settings), watch))
 
 
 def _caution(settings: Settings, sources: Sources) -> None:

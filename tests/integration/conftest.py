@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.server import Server
@@ -11,7 +12,7 @@ from support.server import Server
 CONTROL = ("admission", "batching", "telemetry", "qos")
 
 
-def placed(placement: str) -> dict[str, object]:
+def placed(placement: str) -> dict[str, Any]:
     return {f"actors__{name}": placement for name in CONTROL}
 
 

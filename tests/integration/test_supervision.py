@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from integration.conftest import placed
 pytestmark = pytest.mark.integration
 
 BODY = {"prompt": "a b c", "max_tokens": 5000, "ignore_eos": True}
-SCRIPTED: dict[str, object] = {"generation__engine": "scripted", "generation__scripted_step_seconds": 0.002}
+SCRIPTED: dict[str, Any] = {"generation__engine": "scripted", "generation__scripted_step_seconds": 0.002}
 
 
 def test_a_killed_replica_fails_its_streams_at_once_and_is_back(serving_home: Path, placement: str) -> None:

@@ -48,8 +48,9 @@ class Server:
             if self._ready:
                 until(lambda: self.get("/readyz")[0] == 200 or self._failed(), seconds=120, what="/readyz")
         except BaseException as error:
+            text = self.log()
             self.__exit__(None, None, None)
-            raise AssertionError(f"the server did not start:\n{self.log()}") from error
+            raise AssertionError(f"the server did not start:\n{text}") from error
         return self
 
     def __exit__(
