@@ -16,7 +16,7 @@ _LONGEST_INCOMPLETE = 3
 """Bytes of a character that can be there without the last one; a decoder shows each as at most one U+FFFD."""
 _WINDOW = 8
 _LARGEST_WINDOW = 64
-"""Where bytes that never become characters go on for so long, the window is cut anyway."""
+"""How long bytes that are no characters are held back: some decoders judge a run of bytes as a whole."""
 
 
 class TextDecoder(Protocol):
@@ -50,11 +50,12 @@ class IncrementalDecoder:
             return ""
         self._window.append(token_id)
         self._text = text = self._decode(self._window)
-        certain = _certain_length(text) if text.endswith(REPLACEMENT) else len(text)
+        is_full = len(self._window) >= _LARGEST_WINDOW
+        certain = _certain_length(text) if is_full else len(text.rstrip(REPLACEMENT))
         piece = text[self._given : certain]
         self._given = max(self._given, certain)
-        if len(self._window) >= _WINDOW and (certain == len(text) or len(self._window) >= _LARGEST_WINDOW):
-            self._shorten()
+        if is_full or (len(self._window) >= _WINDOW and certain == len(text)):
+            self._shorten(is_full)
         return piece
 
     def flush(self) -> str:
@@ -65,14 +66,14 @@ class IncrementalDecoder:
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
-    def _shorten(self) -> None:
+    def _shorten(self, is_full: bool) -> None:
         """Keep the fewest last ids that decode to whole characters by themselves."""
         for count in range(1, _WINDOW):
             text = self._decode(self._window[-count:])
             if REPLACEMENT not in text:
                 self._cut(count, text, len(text))
                 return
-        if len(self._window) >= _LARGEST_WINDOW:
+        if is_full:
             text = self._decode(self._window[-_WINDOW:])
             self._cut(_WINDOW, text, _certain_length(text))
 
@@ -82,7 +83,7 @@ class IncrementalDecoder:
 
 
 def _certain_length(text: str) -> int:
-    """Characters of `text` that no further byte can change."""
+    """Characters of `text` that are no part of an incomplete one, as far as a byte-level decoder goes."""
     end = len(text)
     while end > 0 and len(text) - end < _LONGEST_INCOMPLETE and text[end - 1] == REPLACEMENT:
         end -= 1

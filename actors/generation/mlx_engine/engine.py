@@ -323,6 +323,7 @@ class MlxEngine:
             self._fail(row, error)
             return False
         row.caches = alone.take(0)
+        alone.keep([])
         row.filled = len(row.ids)
         row.is_suspect = False
         self._deliver(row, reading)

@@ -1,0 +1,385 @@
+"""The MLX engine on a small random model: rows come, go, pause, fail and never touch each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from support.engine_driver import GREEDY, Driver
+from support.engines import loaded, mlx_lm_greedy
+from support.tiny_models import EOS
+
+from mlx_serving.actors.errors import ContextOverflow, InvalidParameter, ModelLoadFailed
+from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
+from mlx_serving.actors.messages.values import Sampling, Stopping
+from mlx_serving.actors.models.record import ModelRecord
+from mlx_serving.actors.models.tokenizer import TextTokenizer
+from mlx_serving.config.schema import Generation
+
+PROMPTS = [list(text.encode()) for text in ("a", "hello", "the cat sat", "1 2 3 4 5 6 7", "zz", "so it goes" * 4)]
+MARKED = 200
+"""A token of the vocabulary that the tests' faulty models stumble over."""
+
+
+@pytest.fixture
+def expected(tiny: MlxEngine) -> list[list[int]]:
+    return [mlx_lm_greedy(tiny, prompt, 8)[0] for prompt in PROMPTS]
+
+
+def test_a_batch_says_what_mlx_lm_says_for_each_alone(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    driver = Driver(tiny)
+    ids = [driver.submit(prompt) for prompt in PROMPTS]
+    driver.run()
+    assert driver.ids(ids) == expected
+
+
+def test_rows_that_join_and_leave_at_any_time_say_the_same(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    driver = Driver(tiny)
+    ids = []
+    for prompt in PROMPTS:
+        ids.append(driver.submit(prompt))
+        driver.step()
+        driver.step()
+    driver.run()
+    again = [driver.submit(prompt) for prompt in reversed(PROMPTS)]
+    driver.run()
+    assert driver.ids(ids) == expected
+    assert driver.ids(reversed(again)) == expected
+
+
+def test_a_row_says_its_tokens_one_a_step(tiny: MlxEngine) -> None:
+    driver = Driver(tiny)
+    driver.submit(PROMPTS[0])
+    driver.submit(PROMPTS[1])
+    driver.run()
+    assert [each.outputs for each in driver.sequences.values()] == [8, 8]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_paused_row_says_nothing_and_then_the_rest(
+    tiny: MlxEngine, expected: list[list[int]], alone: bool
+) -> None:
+    driver = Driver(tiny)
+    paused = driver.submit(PROMPTS[2])
+    others = [] if alone else [driver.submit(PROMPTS[1]), driver.submit(PROMPTS[3])]
+    driver.run_until(paused, 3)
+    tiny.pause(paused)
+    before = len(driver.sequences[paused].ids)
+    driver.run()
+    assert tiny.pending == 0
+    assert len(driver.sequences[paused].ids) == before
+    late = driver.submit(PROMPTS[5])
+    driver.step()
+    tiny.resume(paused)
+    driver.run()
+    assert driver.sequences[paused].ids == expected[2]
+    assert driver.sequences[late].ids == expected[5]
+    assert driver.ids(others) == ([] if alone else [expected[1], expected[3]])
+
+
+def test_a_row_can_be_paused_at_every_token_of_its_answer(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    driver = Driver(tiny)
+    ids = [driver.submit(PROMPTS[1]), driver.submit(PROMPTS[3])]
+    while tiny.pending:
+        tiny.pause(ids[0])
+        driver.step()
+        tiny.resume(ids[0])
+        driver.step()
+    assert driver.ids(ids) == [expected[1], expected[3]]
+
+
+def test_pausing_during_prefill_and_before_it_keeps_the_tokens(
+    tiny_llama: ModelRecord, expected: list[list[int]]
+) -> None:
+    engine = loaded(tiny_llama, Generation(prefill_tokens=16, max_prefills=1))
+    driver = Driver(engine)
+    driver.submit(PROMPTS[0])
+    driver.step()
+    ids = [driver.submit(PROMPTS[5]), driver.submit(PROMPTS[2])]
+    driver.step()
+    for each in ids:
+        engine.pause(each)
+    driver.run()
+    assert driver.ids(ids) == [[], []]
+    for each in ids:
+        engine.resume(each)
+    driver.run()
+    assert driver.ids(ids) == [expected[5], expected[2]]
+
+
+def test_a_cancelled_row_frees_its_place_within_one_step(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    driver = Driver(tiny)
+    ids = [driver.submit(prompt) for prompt in PROMPTS[:3]]
+    driver.run_until(ids[0], 3)
+    tiny.cancel(ids[1])
+    tiny.cancel(99)
+    said = len(driver.sequences[ids[1]].ids)
+    driver.step()
+    assert len(tiny._batch.rows) == 2
+    driver.run()
+    assert len(driver.sequences[ids[1]].ids) == said
+    assert driver.ids([ids[0], ids[2]]) == [expected[0], expected[2]]
+
+
+def test_a_row_can_be_cancelled_at_any_moment_of_its_life(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    driver = Driver(tiny)
+    for moment in range(12):
+        cancelled, other = driver.submit(PROMPTS[5]), driver.submit(PROMPTS[1])
+        for _ in range(moment):
+            driver.step()
+        if moment % 2:
+            tiny.pause(cancelled)
+            driver.step()
+        tiny.cancel(cancelled)
+        tiny.resume(cancelled)
+        driver.run()
+        assert driver.sequences[other].ids == expected[1]
+    assert tiny._batch.rows == []
+
+
+def test_no_more_rows_decode_together_than_there_are_slots(
+    tiny_llama: ModelRecord, expected: list[list[int]]
+) -> None:
+    driver = Driver(loaded(tiny_llama, Generation(max_rows=2)))
+    ids = [driver.submit(prompt) for prompt in PROMPTS]
+    reports = driver.run()
+    assert max(report.rows for report in reports) == 2
+    assert driver.ids(ids) == expected
+
+
+def test_a_running_row_gets_a_token_between_any_two_chunks_of_prefill(
+    tiny_llama: ModelRecord, expected: list[list[int]]
+) -> None:
+    driver = Driver(loaded(tiny_llama, Generation(prefill_tokens=16)))
+    running = driver.submit(PROMPTS[0], stopping=Stopping(max_tokens=40, ignore_eos=True))
+    driver.run_until(running, 1)
+    long, short = driver.submit(PROMPTS[2] * 20), driver.submit(PROMPTS[1])
+    reports = driver.run()
+    filling = [report for report in reports if report.prefill_tokens]
+    assert sum(report.prefill_tokens for report in filling) == 219 + 4
+    assert max(report.prefill_tokens for report in filling) == 16
+    assert all(report.tokens >= 1 for report in filling)
+    assert driver.sequences[short].ids == expected[1]
+    assert driver.sequences[long].ids == mlx_lm_greedy(driver.engine, PROMPTS[2] * 20, 8)[0]  # type: ignore[arg-type]
+
+
+def test_a_prompt_of_one_token_needs_no_prefill(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    driver = Driver(tiny)
+    ids = [driver.submit(PROMPTS[0]), driver.submit(PROMPTS[0]), driver.submit(PROMPTS[1])]
+    driver.run()
+    assert driver.ids(ids) == [expected[0], expected[0], expected[1]]
+
+
+def test_end_of_sequence_and_stop_tokens_end_a_row_and_not_its_neighbours(tiny: MlxEngine) -> None:
+    # The bias forces the end of sequence on the first row from its first token on.
+    driver = Driver(tiny)
+    ended = driver.submit(PROMPTS[1], Sampling(temperature=0, logit_bias={EOS: 100.0}), Stopping(max_tokens=20))
+    other = driver.submit(PROMPTS[1])
+    driver.run()
+    said = driver.sequences[other].ids
+    stopped = driver.submit(PROMPTS[1], stopping=Stopping(max_tokens=20, stop_token_ids=(said[3],)))
+    driver.run()
+    end = driver.sequences[ended].end
+    assert end is not None
+    assert (driver.sequences[ended].ids, end.reason, end.completion_tokens, end.matched) == ([], "stop", 1, None)
+    end = driver.sequences[stopped].end
+    assert end is not None
+    assert driver.sequences[stopped].ids == said[: said.index(said[3])]
+    assert end.matched == said[3]
+
+
+def test_an_answer_ends_at_the_context_at_the_latest(tiny: MlxEngine) -> None:
+    driver = Driver(tiny)
+    driver.submit([65] * 500, stopping=Stopping(ignore_eos=True))
+    driver.run()
+    end = driver.sequences[0].end
+    assert end is not None
+    assert (end.reason, end.prompt_tokens, end.completion_tokens) == ("length", 500, 12)
+
+
+def test_what_can_never_run_is_refused_and_disturbs_nobody(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    driver = Driver(tiny)
+    running = driver.submit(PROMPTS[1])
+    driver.step()
+    for prompt, kind in (([], InvalidParameter), ([70000], InvalidParameter), ([65] * 512, ContextOverflow)):
+        with pytest.raises(kind):
+            driver.submit(prompt)
+    with pytest.raises(InvalidParameter):
+        driver.submit([65], Sampling(logit_bias={70000: 1.0}))
+    driver.run()
+    assert driver.sequences[running].ids == expected[1]
+
+
+class Faulty:
+    """A model that does something else for rows whose input is the marked token, in passes of one token a row."""
+
+    def __init__(self, model: Any, act: Callable[[mx.array, mx.array], mx.array]) -> None:
+        self._model = model
+        self._act = act
+
+    def __call__(self, inputs: mx.array, cache: Any) -> mx.array:
+        logits: mx.array = self._model(inputs, cache=cache)
+        return self._act(inputs, logits) if inputs.shape[1] == 1 else logits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _break(engine: MlxEngine, act: Callable[[mx.array, mx.array], mx.array]) -> None:
+    engine._model = Faulty(engine._model, act)
+    engine._batch._model = engine._model
+
+
+def _forced(token_id: int) -> Sampling:
+    return Sampling(temperature=0, logit_bias={token_id: 100.0})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_whose_logits_are_not_finite_fails_alone(
+    tiny: MlxEngine, expected: list[list[int]], value: float
+) -> None:
+    _break(tiny, lambda inputs, logits: mx.where((inputs == MARKED)[..., None], value, logits))
+    driver = Driver(tiny)
+    ids = [driver.submit(PROMPTS[1]), driver.submit(PROMPTS[2], _forced(MARKED)), driver.submit(PROMPTS[3])]
+    driver.run()
+    failed = driver.sequences[ids[1]]
+    assert failed.error is not None
+    assert failed.error.code == "generation_failed"
+    assert failed.ids == [MARKED]
+    assert driver.ids([ids[0], ids[2]]) == [expected[1], expected[3]]
+
+
+def _raise(inputs: mx.array, logits: mx.array) -> mx.array:
+    if mx.any(inputs == MARKED).item():
+        raise RuntimeError("out of order")
+    return logits
+
+
+def test_a_batch_that_fails_costs_only_the_row_at_fault(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    _break(tiny, _raise)
+    driver = Driver(tiny)
+    ids = [driver.submit(PROMPTS[1]), driver.submit(PROMPTS[3])]
+    driver.run_until(ids[0], 3)
+    guilty = driver.submit(PROMPTS[2], _forced(MARKED))
+    sampled = driver.submit(PROMPTS[2], Sampling(seed=3, frequency_penalty=0.5))
+    driver.run()
+    error = driver.sequences[guilty].error
+    assert error is not None
+    assert "out of order" in error.message
+    assert driver.ids(ids) == [expected[1], expected[3]]
+    alone = driver.submit(PROMPTS[2], Sampling(seed=3, frequency_penalty=0.5))
+    driver.run()
+    assert driver.sequences[sampled].ids == driver.sequences[alone].ids
+
+
+def test_a_lone_row_that_fails_leaves_the_engine_working(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    _break(tiny, _raise)
+    driver = Driver(tiny)
+    guilty = driver.submit(PROMPTS[2], _forced(MARKED))
+    driver.run()
+    later = driver.submit(PROMPTS[1])
+    driver.run()
+    assert driver.sequences[guilty].error is not None
+    assert driver.sequences[later].ids == expected[1]
+
+
+def test_a_prompt_that_fails_leaves_the_others_alone(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    whole = tiny._model
+
+    def model(inputs: mx.array, cache: Any) -> Any:
+        if inputs.shape[1] == 10:
+            raise RuntimeError("no such prompt")
+        return whole(inputs, cache=cache)
+
+    model.make_cache = whole.make_cache  # type: ignore[attr-defined]
+    tiny._model = tiny._batch._model = model
+    driver = Driver(tiny)
+    ids = [driver.submit(PROMPTS[1]), driver.submit([65] * 11), driver.submit(PROMPTS[3])]
+    driver.run()
+    assert driver.sequences[ids[1]].error is not None
+    assert driver.ids([ids[0], ids[2]]) == [expected[1], expected[3]]
+
+
+def test_a_seeded_row_says_the_same_alone_and_beside_others(tiny: MlxEngine) -> None:
+    driver = Driver(tiny)
+    seeded = [
+        Sampling(seed=11),
+        Sampling(seed=11, temperature=0.7, top_p=0.9),
+        Sampling(seed=12, top_k=5, min_p=0.05),
+        Sampling(seed=13, repetition_penalty=1.3, presence_penalty=0.4, logit_bias={65: 2.0}),
+    ]
+    alone = []
+    for sampling in seeded:
+        alone.append(driver.submit(PROMPTS[1], sampling))
+        driver.run()
+    together = []
+    for sampling in seeded:
+        driver.submit(PROMPTS[3], Sampling(temperature=1.5))
+        together.append(driver.submit(PROMPTS[1], sampling))
+        driver.step()
+    driver.run()
+    assert driver.ids(together) == driver.ids(alone)
+    other_choice = driver.submit(PROMPTS[1], seeded[0], index=1)
+    driver.run()
+    assert driver.sequences[other_choice].ids != driver.sequences[alone[0]].ids
+
+
+def test_log_probabilities_are_those_of_the_raw_model(tiny: MlxEngine) -> None:
+    driver = Driver(tiny)
+    asked = driver.submit(PROMPTS[1], Sampling(temperature=0, logprobs=True, top_logprobs=3))
+    few = driver.submit(PROMPTS[1], Sampling(temperature=0, logprobs=True))
+    silent = driver.submit(PROMPTS[3])
+    driver.run()
+    ids, logprobs = mlx_lm_greedy(tiny, PROMPTS[1], 8)
+    assert driver.sequences[asked].ids == ids
+    assert driver.sequences[silent].logprobs == []
+    for token_id, expected, full, own in zip(
+        ids, logprobs, driver.sequences[asked].logprobs, driver.sequences[few].logprobs, strict=True
+    ):
+        best = mx.argsort(-expected)[:3].tolist()
+        assert full.token_id == own.token_id == token_id
+        assert full.logprob == pytest.approx(expected[token_id].item(), abs=1e-4)
+        assert [each[0] for each in full.top] == best
+        assert [each[2] for each in full.top] == pytest.approx(expected[mx.array(best)].tolist(), abs=1e-4)
+        assert own.top == ()
+
+
+def test_memory_returns_when_the_last_row_has_left(tiny: MlxEngine) -> None:
+    driver = Driver(tiny)
+
+    def serve() -> None:
+        for prompt in PROMPTS:
+            driver.submit(prompt, Sampling(seed=1, presence_penalty=0.1))
+        driver.run_until(0 if len(driver.sequences) == len(PROMPTS) else len(driver.sequences) - 1, 2)
+        tiny.cancel(len(driver.sequences) - 1)
+        driver.run()
+
+    serve()
+    before = mx.get_active_memory()
+    for _ in range(10):
+        serve()
+    assert mx.get_active_memory() <= before + 4096
+
+
+def test_a_model_that_cannot_be_loaded_says_why(tiny_llama: ModelRecord, folder: Path) -> None:
+    import attrs
+
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_bytes((tiny_llama.path / name).read_bytes())
+    (folder / "model.safetensors").write_bytes(b"\0" * 64)
+    record = attrs.evolve(tiny_llama, path=folder)
+    engine = MlxEngine(record, Generation(), TextTokenizer.load(folder))
+    with pytest.raises(ModelLoadFailed, match="llama"):
+        engine.load()
+
+
+def test_greedy_is_greedy(tiny: MlxEngine) -> None:
+    assert GREEDY.temperature == 0
+    driver = Driver(tiny)
+    same = [driver.submit(PROMPTS[2], Sampling(temperature=0, seed=seed, top_p=0.5)) for seed in (1, 2)]
+    driver.run()
+    assert driver.sequences[same[0]].ids == driver.sequences[same[1]].ids
