@@ -23,6 +23,7 @@ _NEXT_LENGTH = re.compile(rb"content-length[ \t]{0,8}:[ \t]{0,8}(\d{1,15})[ \t]{
 _NEXT_LENGTH_BYTES = 64
 """More than `_NEXT_LENGTH` can match."""
 _HEADER = re.compile(rb"([A-Za-z][A-Za-z0-9-]*)[ \t]*:[ \t]*(.*)", re.DOTALL)
+_LENGTH_NAME = b"content-length"
 _LENGTH = re.compile(rb"\d{1,15}")
 
 
@@ -148,9 +149,10 @@ class HeaderFraming:
     def _take_header(self, line: bytes) -> str:
         """Note the length, if the line has it; returns what is wrong with the line."""
         header = _HEADER.fullmatch(line)
-        if header is None:
-            return "a line that is no header"
-        if header[1].lower() != b"content-length":
+        name = header[1].lower() if header else b""
+        if header is None or (name != _LENGTH_NAME and name.endswith(_LENGTH_NAME)):
+            return "a line that is no header"  # in the second case one with something stuck to its front
+        if name != _LENGTH_NAME:
             return ""
         if not _LENGTH.fullmatch(header[2]):
             return "a Content-Length that is no number"
