@@ -23,6 +23,7 @@ from tools.bench.memory import memory as measure_memory
 from tools.bench.peers import Recipe, Server, llama_server, mlx_lm_server, ours
 from tools.bench.pipeline import measure as measure_pipeline
 from tools.bench.pipeline import request
+from tools.bench.precision import copy_in_float32
 from tools.bench.rows import ROWS
 from tools.bench.sizes import FULL, QUICK, Size
 from tools.bench.slow_reader import slow_reader as measure_slow_reader
@@ -59,7 +60,7 @@ def _equality(run: Run) -> dict[str, Any]:
 
 
 def _pipeline(run: Run) -> dict[str, Any]:
-    return measure_pipeline(run.out, 64, run.size.pipeline_tokens, run.size.pipeline_repetitions)
+    return measure_pipeline(run.model, run.out, 64, run.size.pipeline_tokens, run.size.pipeline_repetitions)
 
 
 def _memory(run: Run) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def _memory(run: Run) -> dict[str, Any]:
 
 
 def _slow_reader(run: Run) -> dict[str, Any]:
-    return measure_slow_reader(run.out, run.size.stop_seconds)
+    return measure_slow_reader(run.model, run.out, run.size.stop_seconds)
 
 
 def _startup(run: Run) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
             "--model", default="smollm2-135m", show_default=True, help="A stored model, alias or folder."
         ),
         click.option(
-            "--out", type=click.Path(path_type=Path), help="Folder of the results [bench-results/TIME]."
+            "--out", type=click.Path(path_type=Path), help="Folder of the results [build/benchmarks/TIME]."
         ),
         click.option("--quick/--full", "quick", default=True, help="Show that it works, or measure [quick]."),
         click.option(
@@ -117,7 +118,7 @@ def _run_from(model: str, out: Path | None, quick: bool, llama: Path | None, ggu
     if (llama is None) != (gguf is None):
         raise click.UsageError("--llama-server and --gguf belong together")
     peers = (llama_server(llama, gguf),) if llama is not None and gguf is not None else ()
-    return Run(model, out or Path("bench-results") / report.stamp(), QUICK if quick else FULL, peers)
+    return Run(model, out or Path("build/benchmarks") / report.stamp(), QUICK if quick else FULL, peers)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -232,6 +233,14 @@ def load_command(
 def generator() -> None:
     """Carry out the load on standard input; the other commands start this."""
     loading.serve_generator()
+
+
+@main.command(hidden=True)
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+@click.argument("copy", type=click.Path(path_type=Path))
+def float32(folder: Path, copy: Path) -> None:
+    """Copy a model folder in float32 where this server computes in it; the other commands start this."""
+    copy_in_float32(folder, copy)
 
 
 @main.command(hidden=True)

@@ -18,6 +18,7 @@ import attrs
 from tools.bench import prompts
 from tools.bench.load import steady_rate, summarise
 from tools.bench.peers import Recipe, Server, mlx_lm_server, ours
+from tools.bench.precision import peer_folder
 from tools.bench.quantiles import Spread
 from tools.bench.spec import Outcome, Request
 from tools.bench.worker import Worker
@@ -39,8 +40,11 @@ class Plan:
 def compare(
     model: str, folder: Path, plan: Plan, out: Path, further: Sequence[Recipe] = ()
 ) -> dict[str, Any]:
-    """Rates of every contestant in every repetition, and ratios of ours to each other one."""
+    """Rates of every contestant in every repetition, and ratios of ours to each other one.
+
+    Peers read `folder`, in float32 where this server computes in it."""
     with ExitStack() as stack:
+        folder = stack.enter_context(peer_folder(folder))
         workers = {
             f"in process{_label(blas)}": stack.enter_context(Worker(folder, blas)) for blas in _choices(plan)
         }

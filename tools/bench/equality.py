@@ -11,6 +11,7 @@ import attrs
 
 from tools.bench import prompts
 from tools.bench.peers import Server, ours
+from tools.bench.precision import peer_folder
 from tools.bench.spec import Outcome, Request
 from tools.bench.worker import Worker
 
@@ -46,7 +47,7 @@ def equality(model: str, folder: Path, count: int, out: Path, seed: int = 0) -> 
     with Server(ours(model), out / "logs" / "equality.log") as server:
         plain = _answers(server, lengths, seed, logprobs=True)
         streamed = _answers(server, lengths, seed + 1, logprobs=False)
-    with Worker(folder) as worker:
+    with peer_folder(folder) as same, Worker(same) as worker:
         references = [
             worker.generate(prompts.mixed(i), tokens, margins=True) for i, tokens in enumerate(lengths)
         ]

@@ -47,17 +47,13 @@ class Recipe:
     extras: dict[str, Any] = attrs.field(factory=dict)
 
 
-def ours(
-    model: str, home: Path | None = None, settings: Mapping[str, str] | None = None, name: str = "mlx-serving"
-) -> Recipe:
+def ours(model: str, settings: Mapping[str, str] | None = None) -> Recipe:
     """This server. `settings`: environment names without their prefix, such as GENERATION__ENGINE, and
     values."""
     environment = {f"MLX_SERVING__{key}": value for key, value in (settings or {}).items()}
-    if home is not None:
-        environment["MLX_SERVING_HOME"] = str(home)
     program = (sys.executable, "-m", "mlx_serving.frontends.cli.main")
     command = (*program, "serve", model, "--host", "127.0.0.1", "--port", "{port}")
-    return Recipe(name, command, "/readyz", model, environment)
+    return Recipe("mlx-serving", command, "/readyz", model, environment)
 
 
 def mlx_lm_server(folder: Path, blas: bool = False) -> Recipe:

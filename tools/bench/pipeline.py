@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,19 +20,16 @@ server."""
 
 @contextmanager
 def scripted_server(
-    out: Path, step_seconds: float = 0.0, rows: int = 64, **settings: str
+    model: str, out: Path, step_seconds: float = 0.0, rows: int = 64, **settings: str
 ) -> Iterator[Server]:
-    """This server with the scripted engine, in a home of its own."""
+    """This server with the scripted engine, which takes no more than the tokenizer from `model`."""
     environment = {
         "GENERATION__ENGINE": "scripted",
         "GENERATION__SCRIPTED_STEP_SECONDS": str(step_seconds),
         "GENERATION__MAX_ROWS": str(rows),
         **settings,
     }
-    with (
-        tempfile.TemporaryDirectory(prefix="bench-") as home,
-        Server(ours("scripted", Path(home), environment), out / "logs" / "scripted.log") as server,
-    ):
+    with Server(ours(model, environment), out / "logs" / "scripted.log") as server:
         yield server
 
 
@@ -50,10 +46,10 @@ def request(tokens: int, prompt: str = "Count.", **options: Any) -> Request:
     return Request(body, **options)
 
 
-def measure(out: Path, streams: int, tokens: int, repetitions: int) -> dict[str, Any]:
+def measure(model: str, out: Path, streams: int, tokens: int, repetitions: int) -> dict[str, Any]:
     """Throughput of `streams` streams, cost per token of one, and the time to first token of an idle
     server."""
-    with scripted_server(out, rows=max(64, streams)) as server:
+    with scripted_server(model, out, rows=max(64, streams)) as server:
         server.drive([request(64)] * streams, clients=streams)
         many = [_under_load(server, streams, tokens) for _ in range(repetitions)]
         one = [_one_stream(server, tokens) for _ in range(repetitions)]

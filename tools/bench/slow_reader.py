@@ -17,14 +17,14 @@ _STEP = 0.002
 
 
 def slow_reader(
-    out: Path, stop_seconds: float, neighbours: int = 8, lead_seconds: float = 3.0
+    model: str, out: Path, stop_seconds: float, neighbours: int = 8, lead_seconds: float = 3.0
 ) -> dict[str, Any]:
     """The reader reads for `lead_seconds`, stops, and goes on; the neighbours stream throughout."""
     rate = 1 / _STEP
     before, during = int(lead_seconds * rate), int(stop_seconds * rate)
     length = before + during + before
     stopped = request(length, pause_after=before, pause_seconds=stop_seconds)
-    with scripted_server(out, step_seconds=_STEP) as server:
+    with scripted_server(model, out, step_seconds=_STEP) as server:
         undisturbed = server.drive([request(length)], timeout=3600)[0]
         streams = [stopped] + [request(length, prompt=f"Neighbour {i}.") for i in range(neighbours)]
         outcomes = server.drive(streams, clients=len(streams), keep_times=True, timeout=3600)
