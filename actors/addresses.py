@@ -111,6 +111,12 @@ def door_of(home: Path) -> str | None:
     return door if isinstance(door, str) and _alive(found.get("pid")) else None
 
 
+def urls_of(home: Path) -> tuple[str, ...]:
+    """The addresses of the frontends of the server that runs on this home; empty when none does."""
+    urls = _announced(_server_file(home)).get("urls")
+    return tuple(map(str, urls)) if isinstance(urls, list) and door_of(home) is not None else ()
+
+
 def sweep(home: Path) -> None:
     """Remove the run folders of servers that died without tidying up."""
     run = home / "run"

@@ -134,7 +134,7 @@ class Actor:
         """`node.settings` has new values of live settings."""
 
     def receive_more(self) -> bool:
-        """Take from further ends (frontends, a pool's results). True when there was something."""
+        """Take from further ends (frontends, a pool's results). True when more may wait there."""
         return False
 
     def work(self) -> None:
@@ -177,24 +177,26 @@ class Loop:
         return True
 
     def _turns(self) -> None:
+        more_waits = False
         while self._stop is None:
-            drained = self._drain()
-            more = self._actor.receive_more()
+            if not more_waits and not self._actor.pending:
+                self._node.poller.wait(self._idle_seconds())
+                self._node.waker.rest()
+            more_waits = self._drain()
+            more_waits |= self._actor.receive_more()
             if self._actor.pending:
                 self._actor.work()
             self._report(self._node.clock())
-            if not drained and not more and not self._actor.pending:
-                self._node.poller.wait(self._idle_seconds())
-                self._node.waker.rest()
 
     def _drain(self) -> bool:
-        for count in range(DRAIN_LIMIT):
+        """Handle what waits in the inbox; True when the limit was reached and more may be there."""
+        for _ in range(DRAIN_LIMIT):
             envelope = self._node.inbox.receive()
             if envelope is None:
-                return count > 0
+                return False
             if isinstance(envelope.message, Stop):
                 self._stop = envelope.message
-                return True
+                return False
             if isinstance(envelope.message, SettingsChanged):
                 self._node.apply(envelope.message)
                 self._actor.settings_changed()

@@ -216,6 +216,7 @@ class Supervisor:
             return
         if any(member.model and member.model.name == record.name for member in self._replicas):
             return
+        is_default = is_default or record.name == self._node.settings.models.default
         member = Member("replica", "", record, is_default)
         self._replicas.append(member)
         self._start(member)

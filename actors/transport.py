@@ -7,7 +7,6 @@ into a loop.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import uuid
@@ -189,6 +188,7 @@ class Waker:
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
         self._lock = threading.Lock()
+        self._awake = False
         self._open = True
 
     @property
@@ -196,15 +196,18 @@ class Waker:
         return self._read
 
     def wake(self) -> None:
-        """From any thread; wakes once however often it is called before the wait ends. Nothing after `close`."""
-        with self._lock, contextlib.suppress(BlockingIOError):
-            if self._open:
+        """From any thread; wakes once however often it is called before `rest`. Nothing after `close`."""
+        with self._lock:
+            if self._open and not self._awake:
+                self._awake = True
                 os.write(self._write, b"\0")
 
     def rest(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._read, 4096):
-                pass
+        """The wait is over; the next `wake` ends the next one."""
+        if self._awake:
+            with self._lock:
+                os.read(self._read, 1)
+                self._awake = False
 
     def close(self) -> None:
         with self._lock:

@@ -130,11 +130,11 @@ class AdmissionActor(Actor):
     # --- from frontends ---------------------------------------------------------------------------------------------
 
     def receive_more(self) -> bool:
-        delivered = self._pool.deliver()
-        for count in range(DOOR_LIMIT):
+        self._pool.deliver()
+        for _ in range(DOOR_LIMIT):
             received = self._door.receive()
             if received is None:
-                return delivered or count > 0
+                return False
             self._from_frontend(*received)
         return True
 

@@ -33,15 +33,12 @@ class RenderingPool:
         self._results.put((landed, future))
         self._wake()
 
-    def deliver(self) -> bool:
-        """Call back for every finished job; True when there was one."""
-        delivered = False
+    def deliver(self) -> None:
+        """Call back for every finished job."""
         while not self._results.empty():
             landed, future = self._results.get()
-            delivered = True
             error = future.exception() if not future.cancelled() else RuntimeError("cancelled")
             landed(None if error else future.result(), error)
-        return delivered
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)

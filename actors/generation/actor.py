@@ -11,7 +11,8 @@ from typing import Any
 
 from mlx_serving.actors.base import Actor, Node
 from mlx_serving.actors.errors import ServingError, describe
-from mlx_serving.actors.generation.engine import Engine, StepReport
+from mlx_serving.actors.generation.account import StepAccount
+from mlx_serving.actors.generation.engine import Engine
 from mlx_serving.actors.messages.admission import SequenceOutput, TokensGenerated
 from mlx_serving.actors.messages.batching import (
     SequenceAborted,
@@ -22,7 +23,6 @@ from mlx_serving.actors.messages.batching import (
 from mlx_serving.actors.messages.envelope import Envelope
 from mlx_serving.actors.messages.generation import SequenceAssigned, SequencesDropped
 from mlx_serving.actors.messages.supervision import ActorReady
-from mlx_serving.actors.messages.telemetry import StepCompleted
 
 
 class GenerationActor(Actor):
@@ -35,9 +35,9 @@ class GenerationActor(Actor):
     def set_up(self, node: Node) -> ActorReady:
         self.node = node
         self._live: set[int] = set()
-        self._last_tokens_at: float | None = None
         self._engine = self._make_engine()
-        self._model, limits = self._engine.load()
+        model, limits = self._engine.load()
+        self._account = StepAccount(self.name, model.name)
         self._handlers: dict[type, Callable[[Any], None]] = {
             SequenceAssigned: self._assigned,
             SequenceAborted: self._aborted,
@@ -45,7 +45,7 @@ class GenerationActor(Actor):
             SequenceResumed: lambda message: self._engine.resume(message.sequence_id),
             SequencesDropped: self._dropped,
         }
-        return ActorReady(self.name, os.getpid(), self._model, limits.slots, limits.kv_bytes)
+        return ActorReady(self.name, os.getpid(), model, limits.slots, limits.kv_bytes)
 
     def handle(self, envelope: Envelope) -> None:
         handler = self._handlers.get(type(envelope.message))
@@ -64,7 +64,10 @@ class GenerationActor(Actor):
         self.steps += 1
         if report.outputs:
             self._send(report.outputs)
-        self._account(report, started, self.node.clock())
+        now, goes_on = self.node.clock(), self._engine.pending > 0
+        self._account.add(report, started, now, goes_on)
+        if self._account.due(now, goes_on):
+            self.node.emit(self._account.take())
 
     def tear_down(self, seconds: float) -> None:
         engine = getattr(self, "_engine", None)
@@ -99,21 +102,3 @@ class GenerationActor(Actor):
         if released:
             self._live.difference_update(released)
             self.node.tell("batching", SequencesEnded(self.name, released))
-
-    def _account(self, report: StepReport, started: float, now: float) -> None:
-        gap = None if self._last_tokens_at is None else now - self._last_tokens_at
-        if report.rows:
-            self._last_tokens_at = now if self._engine.pending else None
-        self.node.emit(
-            StepCompleted(
-                self.name,
-                self._model.name,
-                report.rows,
-                report.tokens,
-                report.prefill_tokens,
-                now - started,
-                gap if report.rows else None,
-                report.active_bytes,
-                report.cache_bytes,
-            )
-        )

@@ -6,7 +6,7 @@ import attrs
 
 from mlx_serving.actors.messages.admission import MetricsRequested, QueueObserved, SystemObserved
 
-__all__ = ["MetricsRequested", "QueueObserved", "RequestEnded", "RequestReceived", "StepCompleted", "SystemObserved"]
+__all__ = ["MetricsRequested", "QueueObserved", "RequestEnded", "RequestReceived", "StepsCompleted", "SystemObserved"]
 
 
 @attrs.frozen
@@ -35,16 +35,28 @@ class RequestEnded:
 
 
 @attrs.frozen
-class StepCompleted:
-    """A replica's step: rows decoded, tokens made, prompt tokens prefilled, seconds of the step, seconds since the
-    previous token of the running rows (None when none ran), bytes MLX holds, bytes cached by its allocator."""
+class Counted:
+    """A measured value, to two significant digits, and how often it occurred."""
+
+    value: float
+    times: int
+
+
+@attrs.frozen
+class StepsCompleted:
+    """A replica's steps since its last report.
+
+    `seconds`: of each step. `rows`: decoded together, of the steps that decoded. `gaps`: seconds between two tokens
+    of one row. `tokens` made, `prefill_tokens` processed, `active_bytes` held by MLX and `cache_bytes` kept by its
+    allocator at the last step.
+    """
 
     replica: str
     model: str
-    rows: int
+    seconds: tuple[Counted, ...]
+    rows: tuple[Counted, ...]
+    gaps: tuple[Counted, ...]
     tokens: int
     prefill_tokens: int
-    seconds: float
-    token_gap: float | None
     active_bytes: int
     cache_bytes: int

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_serving.actors.messages.admission import ActorState, QueueObserved, SystemObserved
 from mlx_serving.actors.messages.qos import Quantiles, TelemetrySnapshot
-from mlx_serving.actors.messages.telemetry import RequestEnded, RequestReceived, StepCompleted
+from mlx_serving.actors.messages.telemetry import RequestEnded, RequestReceived, StepsCompleted
 from mlx_serving.actors.telemetry import metrics
 from mlx_serving.actors.telemetry.metrics import METRICS, Metric
 from mlx_serving.actors.telemetry.series import Series
@@ -33,7 +33,7 @@ class Aggregate:
         self._takers: dict[type, Callable[[Any, float], None]] = {
             RequestReceived: self._received,
             RequestEnded: self._request_ended,
-            StepCompleted: self._step,
+            StepsCompleted: self._steps,
             QueueObserved: self._queue_observed,
             SystemObserved: self._system_observed,
         }
@@ -84,18 +84,21 @@ class Aggregate:
             series[metrics.QUEUE].observe(event.queue_seconds, model, event.priority)
             self._queue.observe(event.queue_seconds, now)
 
-    def _step(self, event: StepCompleted, now: float) -> None:
+    def _steps(self, event: StepsCompleted, now: float) -> None:
         series, model = self.series, event.model
-        series[metrics.STEPS].observe(event.seconds, model)
         series[metrics.DECODED].add(event.tokens, model)
         series[metrics.PREFILLED].add(event.prefill_tokens, model)
         series[metrics.ACTIVE_MEMORY].set(event.active_bytes, event.replica, model)
         series[metrics.CACHE_MEMORY].set(event.cache_bytes, event.replica, model)
-        if event.rows:
-            series[metrics.ROWS].observe(event.rows, model)
-        if event.rows and event.token_gap is not None:
-            series[metrics.INTER_TOKEN].observe(event.token_gap, model, weight=event.rows)
-            self._inter_token.observe(event.token_gap, now, event.rows)
+        for metric, counted in (
+            (metrics.STEPS, event.seconds),
+            (metrics.ROWS, event.rows),
+            (metrics.INTER_TOKEN, event.gaps),
+        ):
+            for each in counted:
+                series[metric].observe(each.value, model, weight=each.times)
+        for gap in event.gaps:
+            self._inter_token.observe(gap.value, now, gap.times)
 
     def _queue_observed(self, event: QueueObserved, now: float) -> None:
         self._oldest_wait = event.oldest_wait

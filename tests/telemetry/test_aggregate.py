@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_serving.actors.messages.admission import ActorState, QueueObserved, SystemObserved
-from mlx_serving.actors.messages.telemetry import RequestEnded, RequestReceived, StepCompleted
+from mlx_serving.actors.messages.telemetry import Counted, RequestEnded, RequestReceived, StepsCompleted
 from mlx_serving.actors.messages.values import PRIORITIES
 from mlx_serving.actors.telemetry import metrics
 from mlx_serving.actors.telemetry.aggregate import Aggregate
@@ -33,19 +33,19 @@ def ended(**changes: object) -> RequestEnded:
     return RequestEnded(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def step(**changes: object) -> StepCompleted:
+def steps(**changes: object) -> StepsCompleted:
     fields: dict[str, object] = {
         "replica": "r1",
         "model": "m",
-        "rows": 4,
+        "seconds": (Counted(0.02, 1),),
+        "rows": (Counted(4, 1),),
+        "gaps": (Counted(0.025, 4),),
         "tokens": 4,
         "prefill_tokens": 0,
-        "seconds": 0.02,
-        "token_gap": 0.025,
         "active_bytes": 1000,
         "cache_bytes": 100,
     }
-    return StepCompleted(**{**fields, **changes})  # type: ignore[arg-type]
+    return StepsCompleted(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def actor(name: str, state: str = "ready", restarts: int = 0) -> ActorState:
@@ -111,17 +111,17 @@ def test_a_histogram_counts_values_in_the_bucket_they_fit() -> None:
 
 def test_the_inter_token_latency_counts_every_row_of_a_step() -> None:
     aggregate = Aggregate(60.0)
-    aggregate.observe(step(rows=9, token_gap=0.01), 1.0)
-    aggregate.observe(step(rows=1, token_gap=0.5), 1.0)
-    aggregate.observe(step(rows=0, token_gap=None, prefill_tokens=256), 1.0)
+    rows, gaps = (Counted(9, 1), Counted(1, 1)), (Counted(0.01, 9), Counted(0.5, 1))
+    aggregate.observe(steps(rows=rows, gaps=gaps, tokens=10), 1.0)
+    aggregate.observe(steps(rows=(), gaps=(), tokens=0, prefill_tokens=256), 1.0)
     snapshot = aggregate.snapshot(1.0)
     assert snapshot.inter_token.count == 10
     assert snapshot.inter_token.p50 == pytest.approx(0.01, rel=0.011)
     assert snapshot.inter_token.p95 == pytest.approx(0.5, rel=0.011)
-    assert numbers(aggregate, metrics.DECODED) == {("m",): 12.0}
+    assert numbers(aggregate, metrics.DECODED) == {("m",): 10.0}
     assert numbers(aggregate, metrics.PREFILLED) == {("m",): 256.0}
-    rows = dict(aggregate.series[metrics.ROWS].distributions())["m",]
-    assert (sum(rows.counts), rows.total) == (2, 10.0)
+    shown = dict(aggregate.series[metrics.ROWS].distributions())["m",]
+    assert (sum(shown.counts), shown.total) == (2, 10.0)
 
 
 def test_a_request_that_never_queued_says_nothing_about_the_queue() -> None:
@@ -171,8 +171,8 @@ def test_replicas_count_by_their_model_whatever_they_are_called_after_a_restart(
 
 def test_memory_of_a_replica_that_is_gone_is_no_longer_shown() -> None:
     aggregate = Aggregate(60.0)
-    aggregate.observe(step(replica="r1"), 1.0)
-    aggregate.observe(step(replica="r2"), 1.0)
+    aggregate.observe(steps(replica="r1"), 1.0)
+    aggregate.observe(steps(replica="r2"), 1.0)
     aggregate.observe(SystemObserved((actor("r2 (m)"),)), 2.0)
     assert numbers(aggregate, metrics.ACTIVE_MEMORY) == {("r2", "m"): 1000.0}
     assert numbers(aggregate, metrics.CACHE_MEMORY) == {("r2", "m"): 100.0}
