@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
-
-import attrs
 
 from mlx_serving.actors.messages.admission import GenerationRequested
 from mlx_serving.actors.messages.frontend import Delta, RequestAccepted, RequestFinished
@@ -74,19 +72,20 @@ class Session:
         self._loop.close()
 
 
-@attrs.frozen
 class Answer:
     """One request's stream. Iterate for the deltas that arrived since the last look; then read `result`."""
 
-    _stream: Stream
-    _wait: Callable[[Coroutine[Any, Any, Any]], Any]
+    def __init__(self, stream: Stream, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._stream = stream
+        self._wait = wait
+        self._deltas = cast("AsyncGenerator[list[Delta]]", aiter(stream))
+        self._turn = asyncio.Lock()
 
     def __enter__(self) -> Self:
-        self._wait(_await(self._stream.__aenter__))
         return self
 
     def __exit__(self, *failure: Any) -> None:
-        self._wait(_await(lambda: self._stream.__aexit__(*failure)))
+        self._wait(self._close())
 
     def accepted(self) -> RequestAccepted:
         """Waits until the request is queued; raises the ServingError when it is refused."""
@@ -94,21 +93,23 @@ class Answer:
         return accepted
 
     def __iter__(self) -> Iterator[list[Delta]]:
-        deltas = cast("AsyncGenerator[list[Delta]]", aiter(self._stream))
-        try:
-            while (arrived := self._wait(_await(lambda: anext(deltas, None)))) is not None:
-                yield arrived
-        finally:
-            self._wait(_await(deltas.aclose))
+        while (arrived := self._wait(self._next())) is not None:
+            yield arrived
 
     @property
     def result(self) -> RequestFinished:
         return self._stream.result
 
+    async def _next(self) -> list[Delta] | None:
+        async with self._turn:
+            return await anext(self._deltas, None)
+
+    async def _close(self) -> None:
+        """Wakes a look that Ctrl-C left behind; the generator can be closed once that has ended."""
+        self._stream.cancel()
+        async with self._turn:
+            await self._deltas.aclose()
+
 
 async def _call(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
-
-
-async def _await(start: Callable[[], Awaitable[T]]) -> T:
-    return await start()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import attrs
 import rich_click as click
 from rich.table import Table
 from rich.text import Text
 
+from mlx_serving.actors.addresses import urls_of
 from mlx_serving.actors.messages.admission import StatusRequested
 from mlx_serving.actors.messages.frontend import StatusReported
 from mlx_serving.frontends.cli.console import out, print_json, table
@@ -32,6 +34,7 @@ def status(as_json: bool, sources: Sources) -> None:
     """
     with running(sources) as session:
         report: StatusReported = session.ask(StatusRequested())
+    report = attrs.evolve(report, addresses=urls_of(sources.home))
     if as_json:
         print_json(report)
         return

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from support.server import COMMAND, environment
 
 Shell = Callable[..., Result]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home folder, named in the environment."""
-    folder = tmp_path / "home"
-    folder.mkdir(mode=0o700)
-    monkeypatch.setenv("MLX_SERVING_HOME", str(folder))
+def home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The empty home folder, named in the environment, which sets nothing else."""
     for name in list(os.environ):
         if name.startswith("MLX_SERVING__"):
             monkeypatch.delenv(name)
-    return folder
+    monkeypatch.setenv("MLX_SERVING_HOME", str(home))
+    return home
 
 
 @pytest.fixture
@@ -40,19 +38,19 @@ def shell(home: Path) -> Shell:
 
 @pytest.fixture
 def run(home: Path) -> Run:
-    """Runs the command line in a process of its own."""
+    """Runs the command line in a process of its own: `run("status")`; `home=` names another home."""
 
     def start(
-        *arguments: str, stdin: str = "", timeout: float = 60, **environment: str
+        *arguments: str, stdin: str = "", home: Path = home, **settings: object
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "mlx_serving.frontends.cli.main", *arguments],
+            [*COMMAND, *arguments],
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=120,
             check=False,
-            env={**os.environ, **environment},
+            env=environment(home, **settings),
         )
 
     return start

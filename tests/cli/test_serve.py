@@ -1,0 +1,153 @@
+"""Starting and stopping: `serve`, embedded runtimes, and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import psutil
+import pytest
+from cli.conftest import Run
+from support.server import COMMAND, Server, environment
+from support.wait import until
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def server(serving_home: Path) -> Iterator[Server]:
+    with Server(
+        serving_home, generation__engine="scripted", generation__scripted_step_seconds=0.05
+    ) as running:
+        yield running
+
+
+def started(home: Path, *arguments: str, **settings: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=environment(home, **settings),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def first_character(pipe: IO[str] | None) -> str:
+    """Blocks until something has come; past the buffer of `pipe`, as `communicate` reads."""
+    assert pipe is not None
+    return os.read(pipe.fileno(), 1).decode()
+
+
+def active_streams(server: Server) -> int:
+    return int(server.get("/health")[1]["active_streams"])
+
+
+def test_serve_says_where_it_listens_and_what_it_serves(server: Server) -> None:
+    until(lambda: "ready" in server.log() and f"{server.url}/v1" in server.log(), what="the table")
+    assert "smollm2-135m" in server.log()
+
+
+def test_the_first_signal_lets_a_running_answer_finish(server: Server, serving_home: Path) -> None:
+    with started(serving_home, "generate", "Hello", "-n", "40") as asking:
+        first = first_character(asking.stdout)
+        server.process.send_signal(signal.SIGINT)
+        rest, _ = asking.communicate(timeout=60)
+    assert len((first + rest).split()) == 40
+    assert asking.returncode == 0
+    assert server.process.wait(30) == 0
+
+
+def test_a_second_signal_ends_a_running_answer_with_a_typed_error(server: Server, serving_home: Path) -> None:
+    with started(serving_home, "generate", "Hello", "-n", "4000", admission__frontend_timeout=1) as asking:
+        first_character(asking.stdout)
+        server.process.send_signal(signal.SIGINT)
+        until(lambda: server.get("/readyz")[0] != 200, what="the drain")
+        server.process.send_signal(signal.SIGINT)
+        _, told = asking.communicate(timeout=60)
+    server.process.wait(30)
+    assert asking.returncode == 69
+    assert told.startswith("error:")
+
+
+def test_ctrl_c_ends_generate_and_frees_its_row(server: Server, serving_home: Path) -> None:
+    with started(serving_home, "generate", "Hello", "-n", "4000") as asking:
+        first_character(asking.stdout)
+        asking.send_signal(signal.SIGINT)
+        _, told = asking.communicate(timeout=60)
+    assert asking.returncode == 130
+    assert "Traceback" not in told
+    until(lambda: active_streams(server) == 0, what="the end of the stream")
+
+
+def test_ctrl_c_stops_an_answer_of_chat_and_keeps_the_conversation(
+    server: Server, serving_home: Path
+) -> None:
+    with started(serving_home, "chat", "-n", "100") as chat:
+        assert chat.stdin is not None
+        chat.stdin.write("Hello\n")
+        chat.stdin.flush()
+        first_character(chat.stdout)
+        chat.send_signal(signal.SIGINT)
+        until(lambda: active_streams(server) == 0, what="the end of the stream")
+        said, told = chat.communicate("/system Be brief.\n/exit\n", timeout=60)
+    assert chat.returncode == 0
+    assert "stopped" in told
+    assert "system message set" in told
+    assert 0 < len(said.split()) < 100
+
+
+def test_a_reader_that_closes_the_pipe_ends_generate_quietly(server: Server, serving_home: Path) -> None:
+    with started(serving_home, "generate", "Hello", "-n", "4000") as asking:
+        first_character(asking.stdout)
+        assert asking.stdout is not None
+        asking.stdout.close()
+        asking.wait(60)
+        assert asking.stderr is not None
+        assert asking.stderr.read() == ""
+    until(lambda: active_streams(server) == 0, what="the end of the stream")
+
+
+def test_a_taken_port_is_refused_by_name(run: Run, serving_home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused = run("serve", "--port", port, home=serving_home, generation__engine="scripted")
+    assert refused.returncode == 1
+    assert port in refused.stderr
+    assert "--port" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_model_nobody_knows_is_refused_before_anything_starts(run: Run, serving_home: Path) -> None:
+    refused = run("serve", "smolm2", home=serving_home)
+    assert refused.returncode == 2
+    assert "smollm2-135m" in refused.stderr
+    assert not list((serving_home / "run").glob("r*"))
+
+
+def test_without_a_server_generate_starts_one_for_itself_and_leaves_nothing(
+    run: Run, serving_home: Path
+) -> None:
+    done = run("generate", "Hello", "-n", "6", home=serving_home, generation__engine="scripted")
+    assert (done.returncode, len(done.stdout.split())) == (0, 6)
+    assert "for this command alone" in done.stderr
+    assert list((serving_home / "run").iterdir()) == []
+    mine = [process for process in psutil.process_iter(["environ"]) if _on(process, serving_home)]
+    assert mine == []
+
+
+def _on(process: psutil.Process, home: Path) -> bool:
+    return (process.info["environ"] or {}).get("MLX_SERVING_HOME") == str(home)
+
+
+def test_stdio_prints_nothing_but_the_protocol(run: Run, serving_home: Path) -> None:
+    probe = '{"jsonrpc":"2.0","method":"runtime/info","id":1}\n{"jsonrpc":"2.0","method":"shutdown","id":2}\n'
+    done = run("stdio", stdin=probe, home=serving_home, generation__engine="scripted")
+    assert done.returncode == 0
+    assert [line[0] for line in done.stdout.splitlines()] == ["{", "{"]
+    assert "MLX Runtime ready" in done.stderr.splitlines()
