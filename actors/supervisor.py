@@ -382,9 +382,9 @@ class Supervisor:
                 self._end(member, seconds, asked=True)
 
     def _ask_to_end(self, member: Member, seconds: float) -> None:
-        if member.child is not None and member.child.alive() and not self.forced.is_set():
+        if member.child is not None and member.child.alive():
             member.state = "stopping"
-            self._node.tell(member.name, Stop(seconds))
+            self._node.tell(member.name, Stop(0.0 if self.forced.is_set() else seconds))
 
     def _end(self, member: Member, seconds: float, *, asked: bool = False) -> None:
         child = member.child
@@ -392,7 +392,9 @@ class Supervisor:
             return
         if not asked:
             self._ask_to_end(member, seconds)
-        if self.forced.is_set() or not child.join(seconds):
+        if self.forced.is_set() and child.placement == "process":
+            seconds = 0.0  # a thread cannot be killed and ends by itself
+        if not child.join(seconds):
             child.kill()
             child.join(1.0)
         member.state, member.child = "stopped", None

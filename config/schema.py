@@ -63,7 +63,6 @@ class Http:
     heartbeat_seconds: float = setting(
         10.0, "Silence on a stream after which an SSE comment is sent.", minimum=0.05
     )
-    drain_seconds: float = setting(10.0, "How long open connections may finish at shutdown.", minimum=0)
 
 
 @attrs.frozen

@@ -17,6 +17,9 @@ from mlx_serving.frontends.http.server import HttpServer
 
 Serving = Callable[[str], None]
 
+ANSWER_SECONDS = 1.0
+"""After the runtime's deadline, how long connections have to pass on how their streams ended."""
+
 
 @attrs.frozen
 class Watch:
@@ -48,7 +51,7 @@ def serve(settings: Settings, home: Path, on_ready: Serving, watch: Watch) -> in
             on_ready(url)
         status = runtime.run()
         if runtime.failure is None:
-            _drain(runtime, http)
+            _drain(runtime, http, settings.supervision.drain_seconds)
     finally:
         stopped.set()
         if http is not None:
@@ -69,9 +72,9 @@ def _follow(runtime: Runtime, settings: Settings, watch: Watch, stopped: threadi
     threading.Thread(target=run, name="settings", daemon=True).start()
 
 
-def _drain(runtime: Runtime, http: HttpServer) -> None:
+def _drain(runtime: Runtime, http: HttpServer, seconds: float) -> None:
     """The listener closes and admission refuses what comes by other doors; running requests may finish."""
-    intake = threading.Thread(target=http.stop, name="http-stop")
+    intake = threading.Thread(target=http.stop, args=(seconds + ANSWER_SECONDS,), name="http-stop")
     intake.start()
-    runtime.drain()
+    runtime.drain(seconds)
     intake.join()

@@ -61,7 +61,7 @@ def _check_parameters(asked: GenerationRequested, limits: Admission) -> None:
         ("top_p", 0 < sampling.top_p <= 1, "above 0, at most 1"),
         ("top_k", sampling.top_k >= 0, "0 or more"),
         ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
-        ("seed", sampling.seed is None or 0 <= sampling.seed < 2**63, "from 0 to 2^63 - 1"),
+        ("seed", sampling.seed is None or -(2**63) <= sampling.seed < 2**63, "a signed integer of 64 bits"),
         ("repetition_penalty", 0 < sampling.repetition_penalty <= 10, "above 0, at most 10"),
         ("presence_penalty", -2 <= sampling.presence_penalty <= 2, "from -2 to 2"),
         ("frequency_penalty", -2 <= sampling.frequency_penalty <= 2, "from -2 to 2"),

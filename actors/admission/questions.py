@@ -86,7 +86,12 @@ class Questions:
         self._run(job, answer)
 
     def models(self, _: ModelsRequested, answer: Answer) -> None:
-        self._models.refresh_stored(lambda: answer(ModelsListed(self._catalogue.listed(), self._requests.stored)))
+        def listed() -> None:
+            served = self._catalogue.listed()
+            names = {each.info.name for each in served}
+            answer(ModelsListed(served, tuple(name for name in self._requests.stored if name not in names)))
+
+        self._models.refresh_stored(listed)
 
     def status(self, _: StatusRequested, answer: Answer) -> None:
         ready, reason = self._catalogue.readiness()

@@ -61,9 +61,8 @@ class HttpServer:
             raise
         return url
 
-    def stop(self, drain_seconds: float | None = None) -> None:
+    def stop(self, seconds: float) -> None:
         """Accept nothing more, let open requests finish for that long, end the rest with an error."""
-        seconds = self._settings.http.drain_seconds if drain_seconds is None else drain_seconds
         if self._thread.is_alive() and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has just ended
                 self._loop.call_soon_threadsafe(self._begin_drain, seconds)

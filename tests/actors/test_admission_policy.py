@@ -61,7 +61,7 @@ def test_a_draining_server_takes_nothing() -> None:
         (asked(sampling=Sampling(top_p=0)), "top_p"),
         (asked(sampling=Sampling(top_k=-1)), "top_k"),
         (asked(sampling=Sampling(min_p=2)), "min_p"),
-        (asked(sampling=Sampling(seed=-1)), "seed"),
+        (asked(sampling=Sampling(seed=2**63)), "seed"),
         (asked(sampling=Sampling(repetition_penalty=0)), "repetition_penalty"),
         (asked(sampling=Sampling(presence_penalty=3)), "presence_penalty"),
         (asked(sampling=Sampling(frequency_penalty=-3)), "frequency_penalty"),

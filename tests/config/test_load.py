@@ -52,7 +52,7 @@ def test_each_value_tells_its_origin(tmp_path: Path) -> None:
         home=tmp_path,
         profile="mine",
         env={"MLX_SERVING__QOS__SLO__QUEUE_P95": "2.5", "MLX_SERVING_HOME": "/elsewhere"},
-        overrides={"telemetry.log_level": "debug", "http.drain_seconds": None},
+        overrides={"telemetry.log_level": "debug", "http.heartbeat_seconds": None},
     )
     origins = {key: str(origin) for key, origin in loaded.origins.items() if origin != DEFAULT}
     assert origins == {
@@ -217,13 +217,13 @@ def test_empty_files_and_sections_change_nothing(tmp_path: Path, text: str) -> N
 
 def test_plain_scalars_mean_what_they_say(tmp_path: Path) -> None:
     text = (
-        "http: {host: no, heartbeat_seconds: 1e1, drain_seconds: 3}\n"
+        "http: {host: no, heartbeat_seconds: 1e1}\n"
         "models: {default: 1:30, preload: [on, off]}"
     )
     settings = load_file(tmp_path, text).settings
     assert settings.http.host == "no"
     assert settings.http.heartbeat_seconds == 10.0
-    assert type(settings.http.drain_seconds) is float
+    assert type(settings.http.heartbeat_seconds) is float
     assert settings.models.default == "1:30"
     assert settings.models.preload == ("on", "off")
 
