@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import psutil
 
+from mlx_serving.actors.errors import CallerError
 from mlx_serving.actors.messages.admission import (
     MetricsRequested,
     ModelLoadRequested,
@@ -71,7 +72,11 @@ async def load_model(session: Session, values: dict[str, Any], call: Call) -> An
     """Answered when the model serves. With `local_path`, the folder is served as the host's `model_id`."""
     model_id = values["model_id"]
     asked = ModelLoadRequested(values.get("local_path", model_id))
-    answer = await session.client.ask(asked, timeout=session.settings.supervision.load_seconds)
+    try:
+        answer = await session.client.ask(asked, timeout=session.settings.supervision.load_seconds)
+    except CallerError as error:
+        error.field = "local_path" if "local_path" in values else error.field
+        raise
     session.learn(model_id, answer.model.info.name)
     return results.loaded(model_id, answer.model)
 

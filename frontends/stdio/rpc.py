@@ -12,6 +12,9 @@ LONGEST_ID = 256
 LONGEST_MESSAGE = 2000
 """Characters of an error's text; the rest is cut off."""
 
+_HOST_FIELDS = {"model": "model_id", "name": "model_id", "stop": "stop_sequences"}
+"""Parameters that the runtime calls otherwise than hosts do."""
+
 
 class RpcError(Exception):
     """The message breaks JSON-RPC itself, or asks for a method that is not there."""
@@ -63,7 +66,7 @@ def error_object(error: BaseException, model_id: str | None = None) -> dict[str,
     info = describe(error)
     data: dict[str, Any] = {"code": info.code}
     if info.field is not None:
-        data["field"] = shorten(info.field, LONGEST_ID)
+        data["field"] = shorten(_HOST_FIELDS.get(info.field, info.field), LONGEST_ID)
     named = info.model or (model_id if info.kind.rpc_code == ModelNotLoaded.rpc_code else None)
     if named is not None:
         data["model_id"] = shorten(model_id or named, LONGEST_ID)

@@ -15,6 +15,7 @@ from mlx_serving.actors.errors import (
     Overloaded,
     ServingError,
     TokenizerFailed,
+    UntrustedPath,
 )
 from mlx_serving.actors.messages import admission as asked
 from mlx_serving.actors.messages import frontend as told
@@ -289,6 +290,15 @@ async def test_a_model_from_a_folder_is_known_by_the_hosts_own_name() -> None:
         "restart_count": 0,
     }
     assert asked.ModelUnloadRequested("tiny") in client.asked
+
+
+@pytest.mark.parametrize(("folder", "field"), [({}, "model_id"), ({"local_path": "/etc"}, "local_path")])
+async def test_a_refused_load_names_the_hosts_parameter(folder: dict[str, str], field: str) -> None:
+    client = FakeClient()
+    client.answers[asked.ModelLoadRequested] = UntrustedPath("no", field="model")
+    async with connected(client) as host:
+        error = (await host.ask("load_model", {"model_id": "mine", **folder}))["error"]
+    assert (error["code"], error["data"]["field"]) == (-32602, field)
 
 
 async def test_the_model_of_an_error_has_the_hosts_own_name() -> None:

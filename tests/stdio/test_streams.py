@@ -1,4 +1,4 @@
-"""Streams over real pipes: order and shape of notifications, one end each, cancelling, hosts that do not read."""
+"""Streams over real pipes: order and shape of notifications, one end each, cancelling, stubborn hosts."""
 
 from __future__ import annotations
 
