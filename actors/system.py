@@ -168,13 +168,17 @@ class Runtime:
         """Why `run` returned without having been asked to."""
         return self._supervisor.failure
 
-    def drain(self, seconds: float | None = None) -> None:
-        """Take no new requests; return when the running ones have ended or `seconds` are over."""
+    def drain(self, seconds: float | None = None) -> bool:
+        """Take no new requests; return when the running ones have ended or `seconds` are over.
+
+        False when a second signal cut it short.
+        """
         allowed = self._settings.supervision.drain_seconds if seconds is None else seconds
         supervisor = self._supervisor
         supervisor.post(DrainStarted(allowed))
         while not (supervisor.drained or supervisor.forced.is_set() or supervisor.finished.wait(0.02)):
             pass
+        return not supervisor.forced.is_set()
 
     def stop(self) -> None:
         """End every actor, whoever still waits gets a typed error, and remove the sockets. Idempotent."""

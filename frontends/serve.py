@@ -76,5 +76,6 @@ def _drain(runtime: Runtime, http: HttpServer, seconds: float) -> None:
     """The listener closes and admission refuses what comes by other doors; running requests may finish."""
     intake = threading.Thread(target=http.stop, args=(seconds + ANSWER_SECONDS,), name="http-stop")
     intake.start()
-    runtime.drain(seconds)
+    if not runtime.drain(seconds):
+        http.stop(0)
     intake.join()
