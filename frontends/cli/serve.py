@@ -19,7 +19,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 @click.argument("model", required=False, type=model_name)
 @click.option("--host", help="Address to bind; 127.0.0.1 unless configured.")
 @click.option("--port", type=int, help="Port to bind; 8080 unless configured, 0 picks a free one.")
-@click.option("--api-key", envvar="MLX_SERVING_API_KEY", help="Key that requests must carry as bearer token.")
+@click.option("--api-key", help="Key that requests must carry; better kept in MLX_SERVING__HTTP__API_KEY.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level logged."
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -64,7 +66,7 @@ def test_the_first_signal_lets_a_running_answer_finish(server: Server, serving_h
 
 
 def test_a_second_signal_ends_a_running_answer_with_a_typed_error(server: Server, serving_home: Path) -> None:
-    with started(serving_home, "generate", "Hello", "-n", "4000", admission__frontend_timeout=1) as asking:
+    with started(serving_home, "generate", "Hello", "-n", "4000") as asking:
         first_character(asking.stdout)
         server.process.send_signal(signal.SIGINT)
         until(lambda: server.get("/readyz")[0] != 200, what="the drain")
@@ -73,6 +75,18 @@ def test_a_second_signal_ends_a_running_answer_with_a_typed_error(server: Server
     server.process.wait(30)
     assert asking.returncode == 69
     assert told.startswith("error:")
+
+
+def test_a_second_signal_ends_a_stream_over_http_too(server: Server) -> None:
+    body = json.dumps({"prompt": "Hello", "max_tokens": 4000, "stream": True}).encode()
+    asked = urllib.request.Request(f"{server.url}/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=60) as stream:
+        assert stream.read(1)
+        server.process.send_signal(signal.SIGINT)
+        until(lambda: "drain" in server.log() or server.get("/livez")[0] == 0, what="the drain")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(10) == 0
+        assert b"actor_unavailable" in stream.read()
 
 
 def test_ctrl_c_ends_generate_and_frees_its_row(server: Server, serving_home: Path) -> None:
