@@ -14,7 +14,7 @@ _EVENTS = [
     {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]},
     {"choices": [{"index": 0, "delta": {"content": "Grüße"}, "finish_reason": None}]},
     {"choices": [{"index": 0, "delta": {"content": "\r\n0\r\n\r\n"}, "finish_reason": None}]},
-    {"choices": [{"index": 0, "text": "!", "finish_reason": "stop"}]},
+    {"choices": [{"index": 1, "text": "!", "finish_reason": "stop"}]},
     {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 3}},
 ]
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
@@ -39,7 +39,7 @@ def _read(data: bytes, cuts: list[int]) -> Answer:
 
 
 def _check(answer: Answer) -> None:
-    assert answer.texts == ["Grüße", "\r\n0\r\n\r\n", "!"]
+    assert answer.pieces == {0: ["Grüße", "\r\n0\r\n\r\n"], 1: ["!"]}
     assert answer.usage == {"prompt_tokens": 4, "completion_tokens": 3}
     assert answer.finish_reason == "stop"
     assert answer.done
@@ -73,7 +73,7 @@ def test_an_answer_in_one_document_is_read_at_its_end() -> None:
     body = orjson.dumps(document)
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     answer = _read(head + body, [])
-    assert answer.texts == ["Yes"]
+    assert answer.pieces == {0: ["Yes"]}
     assert answer.logprobs == [{"token": "Yes", "logprob": -0.5}]
     assert answer.done
 

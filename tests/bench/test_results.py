@@ -40,7 +40,7 @@ _REFERENCE = {
 
 def _outcome(tokens: list[str], reason: str = "stop") -> Outcome:
     logprobs = tuple({"token": token} for token in tokens)
-    return Outcome(0, 0.0, 1.0, text="".join(tokens), finish_reason=reason, logprobs=logprobs)
+    return Outcome(0, 0.0, 1.0, texts=("".join(tokens),), finish_reason=reason, logprobs=logprobs)
 
 
 def test_equal_tokens_are_equal_with_or_without_the_end_token() -> None:
@@ -74,9 +74,9 @@ def test_a_replaced_process_makes_the_memory_figure_void() -> None:
 
 
 def test_neighbours_are_judged_before_and_during_the_stop() -> None:
-    stopped = Outcome(0, 0.0, 9.0, text="t", tokens=1, times=(1.0, 8.0), paused_at=4.0)
+    stopped = Outcome(0, 0.0, 9.0, texts=("t",), tokens=1, times=(1.0, 8.0), paused_at=4.0)
     neighbour = Outcome(1, 0.0, 9.0, times=(1.0, 2.0, 3.0, 4.5, 6.5, 8.5))
-    undisturbed = Outcome(0, 0.0, 5.0, text="t", tokens=1)
+    undisturbed = Outcome(0, 0.0, 5.0, texts=("t",), tokens=1)
     verdict = slow_reader.judge([stopped, neighbour], undisturbed, stop_seconds=3.0)
     assert verdict["complete"]
     assert verdict["neighbours_before"]["maximum"] == 1.0

@@ -60,7 +60,8 @@ class Answer:
     head: Head | None = None
     times: list[float] = attrs.field(factory=list)
     """Arrival of each event that carried text."""
-    texts: list[str] = attrs.field(factory=list)
+    pieces: dict[int, list[str]] = attrs.field(factory=dict)
+    """Text of each choice, by index, as it came."""
     logprobs: list[dict[str, Any]] = attrs.field(factory=list)
     usage: dict[str, Any] | None = None
     finish_reason: str | None = None
@@ -135,7 +136,7 @@ class Answer:
             text = (choice.get("delta") or choice.get("message") or {}).get("content") or choice.get("text")
             if text:
                 self.times.append(time)
-                self.texts.append(text)
+                self.pieces.setdefault(choice.get("index", 0), []).append(text)
             logprobs = choice.get("logprobs")
             if logprobs:
                 self.logprobs.extend(logprobs.get("content") or ())

@@ -23,7 +23,7 @@ from tools.bench.memory import memory as measure_memory
 from tools.bench.peers import Recipe, Server, llama_server, mlx_lm_server, ours
 from tools.bench.pipeline import measure as measure_pipeline
 from tools.bench.pipeline import request
-from tools.bench.precision import copy_in_float32
+from tools.bench.precision import copy_in_float32, peer_folder
 from tools.bench.rows import ROWS
 from tools.bench.sizes import FULL, QUICK, Size
 from tools.bench.slow_reader import slow_reader as measure_slow_reader
@@ -74,8 +74,9 @@ def _slow_reader(run: Run) -> dict[str, Any]:
 
 
 def _startup(run: Run) -> dict[str, Any]:
-    recipes = [ours(run.model), mlx_lm_server(run.folder())]
-    return measure_startup(recipes, run.size.help_runs, run.size.ready_runs, run.out)
+    with peer_folder(run.folder()) as folder:
+        recipes = [ours(run.model), mlx_lm_server(folder)]
+        return measure_startup(recipes, run.size.help_runs, run.size.server_runs, run.out)
 
 
 def _blas(run: Run) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _outcome(exchange: Exchange, answer: Answer) -> Outcome:
         last=times[-1] - exchange.started if times else None,
         events=len(times),
         gaps=tuple(later - earlier for earlier, later in pairwise(times)),
-        text="".join(answer.texts),
+        texts=tuple("".join(answer.pieces[index]) for index in sorted(answer.pieces)),
         logprobs=tuple(answer.logprobs),
         times=tuple(times) if exchange.load.keep_times else (),
         paused_at=exchange.paused_at,

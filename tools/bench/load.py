@@ -74,6 +74,8 @@ class Summary:
     errors: dict[str, int]
     cancelled: int
     tokens: int
+    events: int
+    """That carried text; one may carry several tokens."""
     seconds: float
     tokens_per_second: float
     stream_rate: Spread | None
@@ -99,6 +101,7 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
         errors=dict(Counter(each.error for each in outcomes if each.error is not None)),
         cancelled=sum(each.cancelled for each in outcomes),
         tokens=tokens,
+        events=sum(outcome.events for outcome in good),
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
         stream_rate=Spread.of(rate for rate in map(_stream_rate, good) if rate is not None),

@@ -36,6 +36,7 @@ def pipeline_rows(result: dict[str, Any]) -> list[Row]:
             "≥ 25,000",
             statistics.median(rates) >= 25_000,
         ),
+        Row("the same, tokens per event on the wire", f"{_tokens_per_event(result['many']):.2f}"),
         Row("the same, processor time per token", _processor(result["many"])),
         Row(
             "Scripted engine, one stream, time per token",
@@ -50,6 +51,10 @@ def pipeline_rows(result: dict[str, Any]) -> list[Row]:
             statistics.median(idle) <= 5e-3,
         ),
     ]
+
+
+def _tokens_per_event(runs: list[dict[str, Any]]) -> float:
+    return float(statistics.median(run["tokens"] / run["events"] for run in runs))
 
 
 def _processor(runs: list[dict[str, Any]]) -> str:
@@ -118,9 +123,19 @@ def slow_reader_rows(result: dict[str, Any]) -> list[Row]:
     figure = ", ".join(
         f"{key} {before[key] * 1e3:.2f} → {during[key] * 1e3:.2f} ms" for key in ("median", "p99")
     )
+    unchanged = during["median"] <= 1.05 * before["median"] and during["p99"] <= 1.25 * before["p99"]
     complete = result["complete"] and not result["errors"]
+    held_back = result["held_back_seconds"]
     return [
-        Row(f"A reader stops for {result['stop_seconds']:.0f} s: its neighbours' inter-token time", figure),
+        Row(
+            f"A reader stops for {result['stop_seconds']:.0f} s: its neighbours' inter-token time",
+            figure,
+            "median within 5 %, p99 within 25 %",
+            unchanged,
+        ),
+        Row(
+            "the stopped stream ended after its neighbours", f"{held_back:.1f} s later", "> 0", held_back > 0
+        ),
         Row(
             "the stopped stream, read to its end",
             "complete" if complete else "not complete",
@@ -135,8 +150,9 @@ def startup_rows(result: dict[str, Any]) -> list[Row]:
     helped = result["help"]
     figure = f"{helped['median']:.3f} s ({helped['minimum']:.3f} to {helped['maximum']:.3f})"
     rows = [Row("mlx-serving --help", figure, "< 0.3 s", helped["median"] < 0.3)]
-    for name, spread in result["ready"].items():
-        rows.append(Row(f"{name}: start until ready", f"{spread['median']:.2f} s"))
+    for name, waits in result["waits"].items():
+        rows.append(Row(f"{name}: start until ready", f"{waits['ready']['median']:.2f} s"))
+        rows.append(Row(f"{name}: start until the first answer", f"{waits['answer']['median']:.2f} s"))
     return rows
 
 

@@ -20,7 +20,7 @@ class Size:
     memory_baseline: int
     stop_seconds: float
     help_runs: int
-    ready_runs: int
+    server_runs: int
     prefill_tokens: int
     prefill_repetitions: int
 
@@ -34,9 +34,9 @@ QUICK = Size(
     pipeline_repetitions=1,
     memory_requests=100,
     memory_baseline=40,
-    stop_seconds=5.0,
+    stop_seconds=10.0,
     help_runs=5,
-    ready_runs=1,
+    server_runs=1,
     prefill_tokens=64,
     prefill_repetitions=1,
 )
@@ -51,7 +51,7 @@ FULL = Size(
     memory_baseline=200,
     stop_seconds=30.0,
     help_runs=20,
-    ready_runs=3,
+    server_runs=3,
     prefill_tokens=512,
     prefill_repetitions=3,
 )

@@ -73,8 +73,14 @@ class Outcome:
     last: float | None = None
     events: int = 0
     gaps: tuple[float, ...] = ()
-    text: str = ""
+    texts: tuple[str, ...] = ()
+    """Of each choice."""
     logprobs: tuple[dict[str, Any], ...] = ()
     times: tuple[float, ...] = ()
     paused_at: float | None = None
     detail: str = ""
+
+    @property
+    def text(self) -> str:
+        """Of the first choice."""
+        return self.texts[0] if self.texts else ""

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tools.bench import prompts
 from tools.bench.peers import Recipe, Server
 from tools.bench.quantiles import Spread
+from tools.bench.spec import Request
 
 
 def command() -> list[str]:
@@ -32,23 +34,31 @@ def _timed() -> float:
     return time.perf_counter() - started
 
 
-def ready_seconds(recipe: Recipe, runs: int, log: Path) -> list[float]:
-    """Seconds from starting the server to the first 200 of its readiness path."""
-    waits = []
+def wait_seconds(recipe: Recipe, runs: int, log: Path) -> dict[str, Any]:
+    """Seconds from starting the server to the first 200 of its readiness path, which not every server keeps
+    back until its model is there, and to the end of an answer of one token."""
+    ready, answer = [], []
     for _ in range(runs):
+        started = time.monotonic()
         with Server(recipe, log) as server:
-            waits.append(server.time_to_ready)
-    return waits
+            ready.append(server.time_to_ready)
+            body = {"messages": prompts.chat(0), "max_tokens": 1, "temperature": 0}
+            (outcome,) = server.drive([Request(body)])
+            if outcome.error is not None:
+                raise RuntimeError(f"{recipe.name} did not answer: {outcome.error} {outcome.detail}")
+            answer.append(outcome.ended - started)
+    return {"ready": _json(ready), "answer": _json(answer)}
 
 
-def startup(recipes: list[Recipe], help_runs: int, ready_runs: int, out: Path) -> dict[str, Any]:
+def startup(recipes: list[Recipe], help_runs: int, server_runs: int, out: Path) -> dict[str, Any]:
     """Both, for this command line and for each recipe."""
-    helped = Spread.of(help_seconds(help_runs))
     waits = {
-        recipe.name: Spread.of(ready_seconds(recipe, ready_runs, out / "logs" / "startup.log"))
-        for recipe in recipes
+        recipe.name: wait_seconds(recipe, server_runs, out / "logs" / f"startup-{number}.log")
+        for number, recipe in enumerate(recipes)
     }
-    return {
-        "help": helped.json() if helped else None,
-        "ready": {name: spread.json() for name, spread in waits.items() if spread},
-    }
+    return {"help": _json(help_seconds(help_runs)), "waits": waits}
+
+
+def _json(samples: list[float]) -> dict[str, Any] | None:
+    spread = Spread.of(samples)
+    return spread.json() if spread is not None else None
