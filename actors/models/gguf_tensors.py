@@ -143,7 +143,9 @@ def _shard_names(count: int) -> list[str]:
 def _convert(file: GGUFFile, conversion: Conversion, writer: SafetensorsWriter) -> None:
     names = [tensor.name for tensor in conversion.outputs]
     for raw in _pieces(file, conversion):
-        for name, piece in zip(names, _converted(file, conversion, raw), strict=True):
+        with np.errstate(all="ignore"):  # damaged numbers are found where they would be stored
+            pieces = _converted(file, conversion, raw)
+        for name, piece in zip(names, pieces, strict=True):
             writer.write(name, piece)
 
 
@@ -207,8 +209,7 @@ def _as_stored(file: GGUFFile, conversion: Conversion, values: NDArray[np.floati
         wide = values.astype("<f4")
         stored, finite = _bfloat16(wide), np.isfinite(wide)
     else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            stored = values.astype("<f2" if conversion.dtype == "F16" else "<f4")
+        stored = values.astype("<f2" if conversion.dtype == "F16" else "<f4")
         finite = np.isfinite(stored)
     if not finite.all():
         raise file.fields.wrong(
