@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.engine_driver import Driver
@@ -44,7 +45,8 @@ def test_a_model_whose_caches_cannot_be_merged_serves_one_row_at_a_time(
     from mlx_lm.models.cache import ConcatenateKVCache
     from mlx_lm.models.llama import Model
 
-    monkeypatch.setattr(Model, "make_cache", lambda self: [ConcatenateKVCache() for _ in self.layers])
+    kind: Any = ConcatenateKVCache
+    monkeypatch.setattr(Model, "make_cache", lambda self: [kind() for _ in self.layers])
     engine = loaded(make_tiny_model(folder, "llama"))
     driver = Driver(engine)
     ids = [driver.submit(prompt) for prompt in PROMPTS]

@@ -19,7 +19,9 @@ from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
 
-PROMPTS = [list(text.encode()) for text in ("a", "hello", "the cat sat", "1 2 3 4 5 6 7", "zz", "so it goes" * 4)]
+PROMPTS = [
+    list(text.encode()) for text in ("a", "hello", "the cat sat", "1 2 3 4 5 6 7", "zz", "so it goes" * 4)
+]
 MARKED = 200
 """A token of the vocabulary that the tests' faulty models stumble over."""
 
@@ -36,7 +38,9 @@ def test_a_batch_says_what_mlx_lm_says_for_each_alone(tiny: MlxEngine, expected:
     assert driver.ids(ids) == expected
 
 
-def test_rows_that_join_and_leave_at_any_time_say_the_same(tiny: MlxEngine, expected: list[list[int]]) -> None:
+def test_rows_that_join_and_leave_at_any_time_say_the_same(
+    tiny: MlxEngine, expected: list[list[int]]
+) -> None:
     driver = Driver(tiny)
     ids = []
     for prompt in PROMPTS:
@@ -176,7 +180,9 @@ def test_a_prompt_of_one_token_needs_no_prefill(tiny: MlxEngine, expected: list[
 def test_end_of_sequence_and_stop_tokens_end_a_row_and_not_its_neighbours(tiny: MlxEngine) -> None:
     # The bias forces the end of sequence on the first row from its first token on.
     driver = Driver(tiny)
-    ended = driver.submit(PROMPTS[1], Sampling(temperature=0, logit_bias={EOS: 100.0}), Stopping(max_tokens=20))
+    ended = driver.submit(
+        PROMPTS[1], Sampling(temperature=0, logit_bias={EOS: 100.0}), Stopping(max_tokens=20)
+    )
     other = driver.submit(PROMPTS[1])
     driver.run()
     said = driver.sequences[other].ids
@@ -184,7 +190,12 @@ def test_end_of_sequence_and_stop_tokens_end_a_row_and_not_its_neighbours(tiny: 
     driver.run()
     end = driver.sequences[ended].end
     assert end is not None
-    assert (driver.sequences[ended].ids, end.reason, end.completion_tokens, end.matched) == ([], "stop", 1, None)
+    assert (driver.sequences[ended].ids, end.reason, end.completion_tokens, end.matched) == (
+        [],
+        "stop",
+        1,
+        None,
+    )
     end = driver.sequences[stopped].end
     assert end is not None
     assert driver.sequences[stopped].ids == said[: said.index(said[3])]
@@ -200,7 +211,9 @@ def test_an_answer_ends_at_the_context_at_the_latest(tiny: MlxEngine) -> None:
     assert (end.reason, end.prompt_tokens, end.completion_tokens) == ("length", 500, 12)
 
 
-def test_what_can_never_run_is_refused_and_disturbs_nobody(tiny: MlxEngine, expected: list[list[int]]) -> None:
+def test_what_can_never_run_is_refused_and_disturbs_nobody(
+    tiny: MlxEngine, expected: list[list[int]]
+) -> None:
     driver = Driver(tiny)
     running = driver.submit(PROMPTS[1])
     driver.step()
@@ -214,7 +227,7 @@ def test_what_can_never_run_is_refused_and_disturbs_nobody(tiny: MlxEngine, expe
 
 
 class Faulty:
-    """A model that does something else for rows whose input is the marked token, in passes of one token a row."""
+    """A model whose output is changed in passes of one token a row, as decoding does."""
 
     def __init__(self, model: Any, act: Callable[[mx.array, mx.array], mx.array]) -> None:
         self._model = model

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import attrs
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling, Sampler
 from mlx_serving.actors.messages.values import Sampling
 
+Array = NDArray[Any]
 DRAWS = 20_000
 RNG = np.random.default_rng(5)
 LOGITS = RNG.normal(size=24).astype(np.float32) * 1.5
 
 
-def expected_distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+def expected_distribution(logits: Array, sampling: Sampling) -> Array:
     """Probabilities after temperature, top-k, top-p and min-p, the long way."""
     scaled = logits.astype(np.float64) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
-    weights = np.exp(scaled[order] - scaled[order[0]])
+    weights: Array = np.exp(scaled[order] - scaled[order[0]])
     if sampling.top_k:
         weights[sampling.top_k :] = 0
     before = np.cumsum(weights) - weights
     weights[before >= sampling.top_p * weights.sum()] = 0
     weights[weights < sampling.min_p] = 0
-    probabilities = np.zeros_like(weights)
+    probabilities: Array = np.zeros_like(weights)
     probabilities[order] = weights / weights.sum()
     return probabilities
 
 
-def drawn(logits: np.ndarray, sampling: Sampling, count: int) -> np.ndarray:
+def drawn(logits: Array, sampling: Sampling, count: int) -> Array:
     """Tokens of `count` rows with these logits, each with a seed of its own."""
     rows = [RowSampling.begin(_seeded(sampling, seed), 0, [0]) for seed in range(count)]
     tokens = Sampler(rows)(mx.broadcast_to(mx.array(logits), (count, len(logits))))
@@ -39,8 +44,6 @@ def drawn(logits: np.ndarray, sampling: Sampling, count: int) -> np.ndarray:
 
 
 def _seeded(sampling: Sampling, seed: int) -> Sampling:
-    import attrs
-
     return attrs.evolve(sampling, seed=seed)
 
 
@@ -110,7 +113,7 @@ def test_greedy_takes_the_largest_and_top_1_too() -> None:
 
 def test_a_row_without_a_seed_is_not_like_the_next() -> None:
     rows = [RowSampling.begin(Sampling(), 0, [0]) for _ in range(200)]
-    tokens = Sampler(rows)(mx.zeros((200, 1000))).tolist()
+    tokens: Any = Sampler(rows)(mx.zeros((200, 1000))).tolist()
     assert len(set(tokens)) > 100
 
 
@@ -118,11 +121,11 @@ def test_positions_and_choices_draw_differently() -> None:
     flat = mx.zeros((2, 10_000))
     rows = [RowSampling.begin(Sampling(seed=1), choice, [0]) for choice in (0, 1)]
     sampler = Sampler(rows)
-    tokens = [token for _ in range(10) for token in sampler(flat).tolist()]
+    tokens = [token for _ in range(10) for token in np.array(sampler(flat))]
     assert len(set(tokens)) == 20
 
 
-def _penalised(logits: np.ndarray, prompt: list[int], answer: list[int], sampling: Sampling) -> np.ndarray:
+def _penalised(logits: Array, prompt: list[int], answer: list[int], sampling: Sampling) -> Array:
     adjusted = logits.astype(np.float64).copy()
     for token_id, bias in sampling.logit_bias.items():
         adjusted[token_id] += bias
@@ -156,14 +159,15 @@ def _penalised(logits: np.ndarray, prompt: list[int], answer: list[int], samplin
 )
 @pytest.mark.parametrize("is_restarted", [False, True])
 def test_penalties_are_those_of_a_plain_computation(sampling: Sampling, is_restarted: bool) -> None:
-    prompt, answer = [int(np.argmax(LOGITS)), 5], []
+    prompt = [int(np.argmax(LOGITS)), 5]
+    answer: list[int] = []
     row = RowSampling.begin(sampling, 0, prompt)
     plain = RowSampling.begin(Sampling(temperature=0), 0, prompt)
     sampler = Sampler([plain, row])
     for position in range(30):
-        token = sampler(mx.array(np.stack([LOGITS, LOGITS])))[1].item()
+        token = int(np.array(sampler(mx.array(np.stack([LOGITS, LOGITS]))))[1])
         assert token == int(np.argmax(_penalised(LOGITS, prompt, answer, sampling)))
-        answer.append(int(token))
+        answer.append(token)
         if position % 7 == 6:
             sampler.release()
             if is_restarted:

@@ -18,6 +18,7 @@ from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.logprobs import Logprobs, logprobs_of, wanted_logprobs
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.sampling import Sampler
+from mlx_serving.actors.messages.values import Sampling
 
 
 @attrs.frozen(eq=False)
@@ -43,6 +44,8 @@ class Batch:
         self._caches: Caches = []
         self._inputs = mx.zeros(0, dtype=mx.uint32)
         self._sampler: Sampler | None = None
+        self._parameters: list[Sampling] = []
+        self._asked: tuple[int, ...] = ()
         self.rows: list[Row] = []
 
     def join(self, added: list[Row]) -> None:
@@ -85,11 +88,11 @@ class Batch:
         """Set the next step of all rows going."""
         if self._sampler is None:
             self._sampler = Sampler([row.sampling for row in self.rows])
+            self._parameters = [row.sequence.sampling for row in self.rows]
+            self._asked = wanted_logprobs(self._parameters)
         logits = self._model(self._inputs[:, None], cache=self._caches)[:, -1, :]
         tokens = self._sampler(logits)
-        parameters = [row.sequence.sampling for row in self.rows]
-        places = wanted_logprobs(parameters)
-        logprobs = logprobs_of(logits, tokens, places, parameters) if places else None
+        logprobs = logprobs_of(logits, tokens, self._asked, self._parameters) if self._asked else None
         # The maximum is finite unless some logit is NaN or +inf, or all are -inf.
         is_finite = mx.isfinite(mx.max(logits, axis=-1))
         checked = mx.where(is_finite, tokens.astype(mx.int32), -1)

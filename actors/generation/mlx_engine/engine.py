@@ -185,6 +185,8 @@ class MlxEngine:
     # --- prefill --------------------------------------------------------------------------------------------
 
     def _prefill(self) -> int:
+        if not (self._waiting or self._filling or self._ready):
+            return 0
         self._waiting = deque(row for row in self._waiting if not row.is_gone)
         self._filling = [row for row in self._filling if not row.is_gone]
         self._ready = [row for row in self._ready if not row.is_gone]
