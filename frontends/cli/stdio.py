@@ -19,8 +19,9 @@ def stdio(ctx: click.Context, model: str | None, sources: Sources) -> None:
     Both framings are understood: Content-Length headers and one object per line. Nothing else goes to stdout.
     """
     from mlx_serving.frontends.cli.fetching import ensure_stored
-    from mlx_serving.frontends.serve_stdio import serve_stdio
+    from mlx_serving.frontends.serve_stdio import claim_stdio, serve_stdio
 
+    pipes = claim_stdio()
     settings = sources.load_for(model).settings
     ensure_stored(settings, sources.home)
-    ctx.exit(serve_stdio(settings, sources.home))
+    ctx.exit(serve_stdio(settings, sources.home, pipes))

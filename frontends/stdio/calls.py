@@ -21,7 +21,7 @@ class Call:
     """One request on its way to its answer. `request_id` None: a notification, to which no answer is due."""
 
     request_id: RequestId | None
-    _task: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] | None = None
     _begun: bool = False
     _settled: bool = False
     _cancelled: bool = False
@@ -40,8 +40,8 @@ class Call:
     def cancel(self) -> None:
         """Break the work off, unless it is settled. Work that has not begun is left to find out by itself."""
         self._cancelled = True
-        if self._begun and not self._settled and self._task is not None:
-            self._task.cancel()
+        if self._begun and not self._settled and self.task is not None:
+            self.task.cancel()
 
     def after_answer(self, action: Callable[[], None]) -> None:
         """Do this once the answer is on its way."""
@@ -65,7 +65,7 @@ class Calls:
 
     def start(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
         """Work on a call beside the others."""
-        task = call._task = asyncio.create_task(work, name=f"call {call.request_id}")
+        task = call.task = asyncio.create_task(work, name=f"call {call.request_id}")
         self._pending[task] = call
         task.add_done_callback(self._pending.pop)
 

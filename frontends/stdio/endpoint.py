@@ -79,7 +79,8 @@ def _request(message: dict[str, Any]) -> Request | None:
         raise Rejected(InvalidRequest('jsonrpc must be "2.0"'), request_id)
     if not isinstance(message.get("method"), str):
         raise Rejected(InvalidRequest("method must be a string"), request_id)
-    return Request(message["method"], message.get("params") or {}, request_id)
+    params = message.get("params")
+    return Request(message["method"], {} if params is None or params == [] else params, request_id)
 
 
 class Endpoint:

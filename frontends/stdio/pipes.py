@@ -32,7 +32,7 @@ class Intake:
         ready = loop.create_future()
         try:
             loop.add_reader(self._fd, ready.set_result, None)
-        except PermissionError:  # a file or /dev/null, always ready: not among what epoll takes
+        except OSError:  # a file or /dev/null: always ready, so the loop does not watch it
             await asyncio.sleep(0)
             return
         try:

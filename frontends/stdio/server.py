@@ -1,8 +1,4 @@
-"""The stdio frontend as a whole: one host on two pipes, one runtime behind it, from start to exit.
-
-stdout belongs to the protocol: its descriptor is moved away before anything else can print, and whatever is
-printed afterwards goes to stderr.
-"""
+"""The stdio frontend as a whole: one host on two pipes, from its first byte to its last."""
 
 from __future__ import annotations
 
@@ -15,7 +11,6 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from mlx_serving.actors.errors import CallerError
 from mlx_serving.actors.messages.admission import ShutdownRequested
 from mlx_serving.config.schema import Settings
 from mlx_serving.frontends.client import Client
@@ -144,16 +139,3 @@ async def _first(work: Coroutine[Any, Any, None], over: Sequence[asyncio.Task[An
         await task
     except (asyncio.CancelledError, BrokenPipeError):
         return
-
-
-def claim_stdio() -> tuple[int, int]:
-    """Descriptors of the pipes to the host. From now on stdout is stderr and stdin is empty."""
-    try:
-        in_fd, out_fd = os.dup(0), os.dup(1)
-    except OSError:
-        raise CallerError("stdin and stdout must be open: the host speaks through them") from None
-    os.dup2(2, 1)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
-    return in_fd, out_fd

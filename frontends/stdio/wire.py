@@ -37,8 +37,11 @@ class Wire:
         return self._framer.line_limit or _UNLIMITED
 
     async def answer(self, request_id: RequestId | None, result: Any) -> None:
-        """The result of a request. One that does not fit into the host's line becomes an error."""
-        body = orjson.dumps({"jsonrpc": "2.0", "id": request_id, "result": result})
+        """The result of a request. One that cannot be sent in a line becomes an error."""
+        try:
+            body = orjson.dumps({"jsonrpc": "2.0", "id": request_id, "result": result})
+        except TypeError as error:
+            body = _error(request_id, error)
         if self.line_limit is not None and len(body) >= self.line_limit:
             problem = f"the result has {len(body)} bytes and a line to this host at most {self.line_limit}"
             body = _error(

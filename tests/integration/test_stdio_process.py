@@ -137,7 +137,7 @@ def test_a_host_that_vanishes_takes_the_runtime_with_it(serving_home: Path) -> N
 def test_nothing_but_the_protocol_reaches_stdout(serving_home: Path) -> None:
     script = (
         "import os, subprocess, sys\n"
-        "from mlx_serving.frontends.stdio.server import claim_stdio\n"
+        "from mlx_serving.frontends.serve_stdio import claim_stdio\n"
         "reading, writing = claim_stdio()\n"
         "print('printed', flush=True)\n"
         "os.write(1, b'written')\n"

@@ -82,6 +82,7 @@ async def test_each_framing_is_answered_in_kind(headers: bool) -> None:
         (b'{"jsonrpc":"2.0","id":5,"method":"check_draft","params":{}}', -32601, 5),
         (b'{"jsonrpc":"2.0","id":5,"method":"generate_with_image"}', -32601, 5),
         (b'{"jsonrpc":"2.0","id":5,"method":"tokenize","params":[1]}', -32602, 5),
+        (b'{"jsonrpc":"2.0","id":5,"method":"health","params":0}', -32602, 5),
         (b'{"jsonrpc":"2.0","id":6.5,"method":"tokenize","params":"x"}', -32602, 6.5),
         (
             b'{"jsonrpc":"2.0","id":"big","method":"tokenize","params":{"text":"%b"}}' % (b"x" * 5000),
