@@ -72,7 +72,8 @@ class Calls:
     def cancel(self, request_id: Any) -> None:
         """Cancel the calls of this id. An unknown one is no mistake: its answer is on the way."""
         for call in list(self._pending.values()):
-            if type(call.request_id) is type(request_id) and call.request_id == request_id:
+            ours = call.request_id
+            if ours is not None and type(ours) is type(request_id) and ours == request_id:
                 call.cancel()
 
     def cancel_all(self, but: Call | None = None) -> None:

@@ -229,6 +229,14 @@ async def test_cancel_ends_the_stream_in_the_runtime_and_for_the_host() -> None:
     assert client.streams[0].cancelled.is_set()
 
 
+async def test_a_cancelled_request_without_an_id_is_nobodys() -> None:
+    client = FakeClient(stay_silent)
+    async with connected(client) as host:
+        host.notify("generate", PROMPT)
+        host.notify("$/cancelRequest", {})
+        assert (await host.ask("cancel", {"stream_id": "s"}))["result"] == {"success": True}
+
+
 async def test_cancel_right_behind_generate_finds_the_stream() -> None:
     async with connected(FakeClient(stay_silent)) as host:
         host.call("generate", PROMPT, request_id="start")
