@@ -9,7 +9,7 @@ import rich_click as click
 
 from mlx_serving.actors.errors import ServingError
 from mlx_serving.actors.messages.values import ChatMessage
-from mlx_serving.frontends.cli.console import note, out
+from mlx_serving.frontends.cli.console import awaited, note, out
 from mlx_serving.frontends.cli.door import any_door
 from mlx_serving.frontends.cli.failure import report
 from mlx_serving.frontends.cli.figures import print_stats
@@ -94,6 +94,7 @@ class Conversation:
             note("system message set" if argument else "no system message")
         elif name == "stats":
             self._stats = not self._stats
+            note("token counts and timings from now on" if self._stats else "no token counts and timings")
         elif name == "help":
             note(HELP)
         else:
@@ -115,7 +116,7 @@ class Conversation:
         parts: list[str] = []
         try:
             with self._session.answer(self._drawing.request(messages=messages)) as answer:
-                for deltas in answer:
+                for deltas in awaited(answer, "reading"):
                     parts += [delta.text for delta in deltas]
                     sys.stdout.write("".join(delta.text for delta in deltas))
                     sys.stdout.flush()

@@ -5,13 +5,17 @@ Colour follows the terminal: none when piped or when NO_COLOR is set.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import attrs
 from rich.console import Console
 from rich.table import Table
+
+T = TypeVar("T")
 
 PIPE_WIDTH = 200
 """Columns of a table that goes into a file or another program."""
@@ -28,6 +32,14 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """One yellow line on stderr: something the reader may want to act on."""
     err.print(text, style="yellow", markup=False, soft_wrap=True)
+
+
+def awaited(items: Iterable[T], what: str) -> Iterator[T]:
+    """The same items; at a terminal a spinner says that the first one is waited for."""
+    left = iter(items)
+    with err.status(what):
+        first = list(itertools.islice(left, 1))
+    yield from itertools.chain(first, left)
 
 
 def print_json(value: Any) -> None:

@@ -10,7 +10,7 @@ from mlx_serving.actors.errors import InvalidParameter
 from mlx_serving.actors.messages.admission import GenerationRequested
 from mlx_serving.actors.messages.frontend import Delta, RequestFinished
 from mlx_serving.actors.messages.values import ChatMessage
-from mlx_serving.frontends.cli.console import print_json
+from mlx_serving.frontends.cli.console import awaited, print_json
 from mlx_serving.frontends.cli.door import any_door
 from mlx_serving.frontends.cli.figures import print_stats
 from mlx_serving.frontends.cli.sampling import Drawing, sampled
@@ -72,7 +72,7 @@ def _stream(
     kept: list[Delta] = []
     with session.answer(request) as answer:
         model = answer.accepted().model
-        for deltas in answer:
+        for deltas in awaited(answer, "reading"):
             kept += deltas
             if echo:
                 sys.stdout.write("".join(delta.text for delta in deltas))

@@ -58,9 +58,7 @@ def _headline(report: StatusReported) -> Text:
 
 
 def _actors(report: StatusReported) -> Table:
-    made = table(
-        "Actors", "name", "state", "runs as", "pid", "restarts", "up", "detail", right=("pid", "restarts")
-    )
+    made = table("Actors", "name", "state", "runs as", "pid", "restarts", "detail", right=("pid", "restarts"))
     for actor in report.actors:
         made.add_row(
             actor.name,
@@ -68,7 +66,6 @@ def _actors(report: StatusReported) -> Table:
             actor.placement,
             str(actor.pid),
             str(actor.restarts),
-            duration(actor.uptime),
             Text(actor.detail),
         )
     return made

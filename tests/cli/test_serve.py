@@ -18,14 +18,35 @@ from cli.conftest import Run
 from support.server import COMMAND, Server, environment
 from support.wait import until
 
+from mlx_serving.actors.models.record import ModelRecord
+
 pytestmark = pytest.mark.integration
 
 
+def slow(home: Path) -> Server:
+    """A server whose answers take a while."""
+    return Server(home, generation__engine="scripted", generation__scripted_step_seconds=0.05)
+
+
+@pytest.fixture(scope="module")
+def lasting(serving_home: Path) -> Iterator[Server]:
+    """Shared by the tests that leave it running."""
+    with slow(serving_home) as running:
+        yield running
+
+
 @pytest.fixture
-def server(serving_home: Path) -> Iterator[Server]:
-    with Server(
-        serving_home, generation__engine="scripted", generation__scripted_step_seconds=0.05
-    ) as running:
+def stocked(smollm2: ModelRecord, home: Path) -> Path:
+    """A home with the model in it, on which nothing runs."""
+    (home / "models").mkdir()
+    (home / "models" / smollm2.name).symlink_to(smollm2.path)
+    return home
+
+
+@pytest.fixture
+def server(stocked: Path) -> Iterator[Server]:
+    """For a test that ends it."""
+    with slow(stocked) as running:
         yield running
 
 
@@ -50,13 +71,13 @@ def active_streams(server: Server) -> int:
     return int(server.get("/health")[1]["active_streams"])
 
 
-def test_serve_says_where_it_listens_and_what_it_serves(server: Server) -> None:
-    until(lambda: "ready" in server.log() and f"{server.url}/v1" in server.log(), what="the table")
-    assert "smollm2-135m" in server.log()
+def test_serve_says_where_it_listens_and_what_it_serves(lasting: Server) -> None:
+    until(lambda: "ready" in lasting.log() and f"{lasting.url}/v1" in lasting.log(), what="the table")
+    assert "smollm2-135m" in lasting.log()
 
 
-def test_the_first_signal_lets_a_running_answer_finish(server: Server, serving_home: Path) -> None:
-    with started(serving_home, "generate", "Hello", "-n", "40") as asking:
+def test_the_first_signal_lets_a_running_answer_finish(server: Server, stocked: Path) -> None:
+    with started(stocked, "generate", "Hello", "-n", "40") as asking:
         first = first_character(asking.stdout)
         server.process.send_signal(signal.SIGINT)
         rest, _ = asking.communicate(timeout=60)
@@ -65,8 +86,8 @@ def test_the_first_signal_lets_a_running_answer_finish(server: Server, serving_h
     assert server.process.wait(30) == 0
 
 
-def test_a_second_signal_ends_a_running_answer_with_a_typed_error(server: Server, serving_home: Path) -> None:
-    with started(serving_home, "generate", "Hello", "-n", "4000") as asking:
+def test_a_second_signal_ends_a_running_answer_with_a_typed_error(server: Server, stocked: Path) -> None:
+    with started(stocked, "generate", "Hello", "-n", "4000") as asking:
         first_character(asking.stdout)
         server.process.send_signal(signal.SIGINT)
         until(lambda: server.get("/readyz")[0] != 200, what="the drain")
@@ -89,18 +110,18 @@ def test_a_second_signal_ends_a_stream_over_http_too(server: Server) -> None:
         assert b"actor_unavailable" in stream.read()
 
 
-def test_ctrl_c_ends_generate_and_frees_its_row(server: Server, serving_home: Path) -> None:
+def test_ctrl_c_ends_generate_and_frees_its_row(lasting: Server, serving_home: Path) -> None:
     with started(serving_home, "generate", "Hello", "-n", "4000") as asking:
         first_character(asking.stdout)
         asking.send_signal(signal.SIGINT)
         _, told = asking.communicate(timeout=60)
     assert asking.returncode == 130
     assert "Traceback" not in told
-    until(lambda: active_streams(server) == 0, what="the end of the stream")
+    until(lambda: active_streams(lasting) == 0, what="the end of the stream")
 
 
 def test_ctrl_c_stops_an_answer_of_chat_and_keeps_the_conversation(
-    server: Server, serving_home: Path
+    lasting: Server, serving_home: Path
 ) -> None:
     with started(serving_home, "chat", "-n", "100") as chat:
         assert chat.stdin is not None
@@ -108,7 +129,7 @@ def test_ctrl_c_stops_an_answer_of_chat_and_keeps_the_conversation(
         chat.stdin.flush()
         first_character(chat.stdout)
         chat.send_signal(signal.SIGINT)
-        until(lambda: active_streams(server) == 0, what="the end of the stream")
+        until(lambda: active_streams(lasting) == 0, what="the end of the stream")
         said, told = chat.communicate("/system Be brief.\n/exit\n", timeout=60)
     assert chat.returncode == 0
     assert "stopped" in told
@@ -116,7 +137,7 @@ def test_ctrl_c_stops_an_answer_of_chat_and_keeps_the_conversation(
     assert 0 < len(said.split()) < 100
 
 
-def test_a_reader_that_closes_the_pipe_ends_generate_quietly(server: Server, serving_home: Path) -> None:
+def test_a_reader_that_closes_the_pipe_ends_generate_quietly(lasting: Server, serving_home: Path) -> None:
     with started(serving_home, "generate", "Hello", "-n", "4000") as asking:
         first_character(asking.stdout)
         assert asking.stdout is not None
@@ -124,34 +145,32 @@ def test_a_reader_that_closes_the_pipe_ends_generate_quietly(server: Server, ser
         asking.wait(60)
         assert asking.stderr is not None
         assert asking.stderr.read() == ""
-    until(lambda: active_streams(server) == 0, what="the end of the stream")
+    until(lambda: active_streams(lasting) == 0, what="the end of the stream")
 
 
-def test_a_taken_port_is_refused_by_name(run: Run, serving_home: Path) -> None:
+def test_a_taken_port_is_refused_by_name(run: Run, stocked: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        refused = run("serve", "--port", port, home=serving_home, generation__engine="scripted")
+        refused = run("serve", "--port", port, home=stocked, generation__engine="scripted")
     assert refused.returncode == 1
     assert port in refused.stderr
     assert "--port" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
-def test_a_model_nobody_knows_is_refused_before_anything_starts(run: Run, serving_home: Path) -> None:
-    refused = run("serve", "smolm2", home=serving_home)
+def test_a_model_nobody_knows_is_refused_before_anything_starts(run: Run, stocked: Path) -> None:
+    refused = run("serve", "smolm2", home=stocked)
     assert refused.returncode == 2
     assert "smollm2-135m" in refused.stderr
-    assert not list((serving_home / "run").glob("r*"))
+    assert not list((stocked / "run").glob("r*"))
 
 
-def test_without_a_server_generate_starts_one_for_itself_and_leaves_nothing(
-    run: Run, serving_home: Path
-) -> None:
-    done = run("generate", "Hello", "-n", "6", home=serving_home, generation__engine="scripted")
+def test_without_a_server_generate_starts_one_for_itself_and_leaves_nothing(run: Run, stocked: Path) -> None:
+    done = run("generate", "Hello", "-n", "6", home=stocked, generation__engine="scripted")
     assert (done.returncode, len(done.stdout.split())) == (0, 6)
     assert "for this command alone" in done.stderr
-    assert list((serving_home / "run").iterdir()) == []
-    mine = [process for process in psutil.process_iter(["environ"]) if _on(process, serving_home)]
+    assert list((stocked / "run").iterdir()) == []
+    mine = [process for process in psutil.process_iter(["environ"]) if _on(process, stocked)]
     assert mine == []
 
 
@@ -159,9 +178,9 @@ def _on(process: psutil.Process, home: Path) -> bool:
     return (process.info["environ"] or {}).get("MLX_SERVING_HOME") == str(home)
 
 
-def test_stdio_prints_nothing_but_the_protocol(run: Run, serving_home: Path) -> None:
+def test_stdio_prints_nothing_but_the_protocol(run: Run, stocked: Path) -> None:
     probe = '{"jsonrpc":"2.0","method":"runtime/info","id":1}\n{"jsonrpc":"2.0","method":"shutdown","id":2}\n'
-    done = run("stdio", stdin=probe, home=serving_home, generation__engine="scripted")
+    done = run("stdio", stdin=probe, home=stocked, generation__engine="scripted")
     assert done.returncode == 0
     assert [line[0] for line in done.stdout.splitlines()] == ["{", "{"]
     assert "MLX Runtime ready" in done.stderr.splitlines()
