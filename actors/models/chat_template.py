@@ -107,19 +107,19 @@ class _GenerationBlock(jinja2.ext.Extension):
 class _Namespace(jinja2.utils.Namespace):
     """Takes no name with a leading underscore, so that a template cannot reach Python's own."""
 
-    def __init__(self, **values: JSON) -> None:
-        for name in values:
-            self._check(name)
-        super().__init__(**values)
+    def __init__(self, *values: JSON, **named: JSON) -> None:
+        for name in dict(*values, **named):
+            _refuse_private(name)
+        super().__init__(*values, **named)
 
     def __setitem__(self, name: str, value: JSON) -> None:
-        self._check(name)
+        _refuse_private(name)
         super().__setitem__(name, value)
 
-    @staticmethod
-    def _check(name: str) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
+
+def _refuse_private(name: JSON) -> None:
+    if str(name).startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
 
 
 def _raise_exception(message: str) -> NoReturn:

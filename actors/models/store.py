@@ -98,7 +98,9 @@ class ModelStore:
             raise not_found(name, self._names())
         with self._work(name, progress) as work:
             with contextlib.suppress(ModelNotFound, ModelLoadFailed):
-                return self.show(name)
+                record = self.show(name)
+                shutil.rmtree(work)
+                return record
             if alias is None:
                 return self._pull_hub(name, work, progress)
             return self._pull_registry(name, alias, work, progress)
@@ -140,6 +142,7 @@ class ModelStore:
         if not target.is_dir() and not left.is_dir():
             raise not_found(name, self._names())
         with self._work(name, silent) as work:
+            empty_folder(work)
             if target.is_dir():
                 target.rename(work / "removed")
             shutil.rmtree(work)
@@ -201,9 +204,7 @@ class ModelStore:
     def _pull_hub(self, name: str, work: Path, progress: Progress) -> ModelRecord:
         from mlx_serving.actors.models.hub import fetch_snapshot
 
-        download = work / "download"
-        download.mkdir(exist_ok=True)
-        fetch_snapshot(name, download, progress)
+        download = fetch_snapshot(name, work, progress)
         complete_tokenizer(download)
         return self._finish(download, name, name)
 

@@ -147,9 +147,13 @@ def _templates(folder: Path, settings: Mapping[str, JSON]) -> dict[str, str]:
     written = settings.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
     if isinstance(written, str):
         return {"default": written}
-    if isinstance(written, list):
+    if not isinstance(written, list):
+        return {}
+    try:
         return {str(item["name"]): str(item["template"]) for item in written}
-    return {}
+    except (KeyError, TypeError) as error:
+        path = folder / "tokenizer_config.json"
+        raise ModelLoadFailed(f"the chat templates in {path} must have a name and a template each") from error
 
 
 def _more_templates(folder: Path) -> dict[str, str]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
+from numpy.typing import NDArray
+from support.gguf_files import HEAD_DIM, TinyModel, write_tiny
+from support.reference_model import logits
+
 from mlx_serving.actors.errors import InvalidParameter, ModelLoadFailed
 from mlx_serving.actors.models import gguf_tensors
 from mlx_serving.actors.models.gguf_architectures import llama3_factors
 from mlx_serving.actors.models.gguf_import import chosen_width, convert
 from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.actors.models.record import Quantization
-from numpy.typing import NDArray
-from support.gguf_files import HEAD_DIM, TinyModel, write_tiny
-from support.reference_model import logits
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
 UNTIED = ("llama", "qwen2", "qwen3", "gemma3")
@@ -33,21 +35,24 @@ class Imported:
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         import mlx.core as mx
-        from mlx_lm.utils import load_model
 
-        model, _ = load_model(self.folder)
-        model.set_dtype(mx.float32)
-        return np.array(model(mx.array([ids]))[0])
+        return np.array(self._model()(mx.array([ids]))[0])
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Every weight as MLX dequantises it in float32, by name."""
-        import mlx.core as mx
         from mlx.utils import tree_flatten
-        from mlx_lm.utils import dequantize_model, load_model
+        from mlx_lm.utils import dequantize_model
 
-        model, _ = load_model(self.folder)
+        parameters = tree_flatten(dequantize_model(self._model()).parameters())
+        return {name: np.array(value) for name, value in parameters}
+
+    def _model(self) -> Any:
+        import mlx.core as mx
+        from mlx_lm.utils import load_model
+
+        model: Any = load_model(self.folder)[0]
         model.set_dtype(mx.float32)
-        return {name: np.array(value) for name, value in tree_flatten(dequantize_model(model).parameters())}
+        return model
 
 
 def imported(model: TinyModel, width: Quantization | None = None) -> Imported:
@@ -79,7 +84,13 @@ def test_blocks_of_32_are_imported_without_loss(tmp_path: Path, kind: Kind, fami
 
 @pytest.mark.parametrize(
     ("kind", "bits", "steps"),
-    [(Kind.Q4_K, 4, 0.0), (Kind.Q5_K, 5, 0.0), (Kind.Q6_K, 6, 1.0), (Kind.Q3_K, 4, 1.0), (Kind.IQ4_NL, 5, 1.0)],
+    [
+        (Kind.Q4_K, 4, 0.0),
+        (Kind.Q5_K, 5, 0.0),
+        (Kind.Q6_K, 6, 1.0),
+        (Kind.Q3_K, 4, 1.0),
+        (Kind.IQ4_NL, 5, 1.0),
+    ],
 )
 def test_other_types_stay_within_a_step_of_their_width(
     tmp_path: Path, kind: Kind, bits: int, steps: float
@@ -105,7 +116,10 @@ def test_plain_numbers_keep_their_type_and_bits(tmp_path: Path, kind: Kind, fami
     for name, values in made.weights().items():
         if values.ndim == 2:
             np.testing.assert_array_equal(values, model.weights[name])
-    assert describe_folder(made.folder, "x", "y").dtype == {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[kind.name]
+    assert (
+        describe_folder(made.folder, "x", "y").dtype
+        == {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[kind.name]
+    )
 
 
 def test_an_explicit_width_applies_to_every_matrix(tmp_path: Path) -> None:
@@ -143,8 +157,11 @@ def test_weights_in_several_shards_and_pieces_are_the_same(
 
 def test_llama_3_rope_factors_become_its_rope_settings(tmp_path: Path) -> None:
     settings = {
-        "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192
-    }  # fmt: skip
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     factors = llama3_factors(settings, 50000.0, HEAD_DIM).astype(np.float32)
     made = imported(write_tiny(tmp_path / "tiny.gguf", "llama", rope_freqs=factors))
     config = json.loads((made.folder / "config.json").read_text())
@@ -192,7 +209,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bits", "group_size", "field"), [(7, None, "bits"), (4, 48, "group_size"), (None, 64, "group_size")]
 )
-def test_a_width_mlx_cannot_hold_is_refused_by_name(bits: int | None, group_size: int | None, field: str) -> None:
+def test_a_width_mlx_cannot_hold_is_refused_by_name(
+    bits: int | None, group_size: int | None, field: str
+) -> None:
     with pytest.raises(InvalidParameter) as caught:
         chosen_width(bits, group_size)
     assert caught.value.field == field

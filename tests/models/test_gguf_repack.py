@@ -8,6 +8,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mlx_serving.actors.models.gguf_repack import GROUP_SIZE, REPACKED, pack
 
 ROWS, BLOCKS = 2, 2
@@ -49,9 +50,7 @@ def test_repacked_blocks_are_what_mlx_dequantises(kind: Kind) -> None:
     np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
-@given(
-    bits=st.sampled_from([2, 3, 4, 5, 6, 8]), groups=st.integers(1, 5), seed=st.integers(0, 2**32 - 1)
-)
+@given(bits=st.sampled_from([2, 3, 4, 5, 6, 8]), groups=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
 def test_codes_of_any_width_survive_packing(bits: int, groups: int, seed: int) -> None:
     import mlx.core as mx

@@ -1,7 +1,7 @@
 """Tiny random GGUF files of every importable family, and an independent float32 forward pass to compare with.
 
-Weights are made in the layout of the published checkpoints and turned into ggml's here, by the rules of its own
-converter, so that a test sees both layouts.
+Weights are made in the layout of the published checkpoints and turned into ggml's here, by the rules of its
+own converter, so that a test sees both layouts.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ class _Tensors:
         self.gemma = model.family.startswith("gemma")
 
     def write(self, tied: bool) -> None:
-        self.matrix("token_embd.weight", "model.embed_tokens.weight", self.model.vocabulary, self.model.hidden)
+        self.matrix(
+            "token_embd.weight", "model.embed_tokens.weight", self.model.vocabulary, self.model.hidden
+        )
         self.norm("output_norm.weight", "model.norm.weight", self.model.hidden)
         if not tied:
             self.matrix("output.weight", "lm_head.weight", self.model.vocabulary, self.model.hidden)
@@ -136,16 +138,39 @@ class _Tensors:
             interleaved = heads if self.model.family == "llama" and letter != "v" else 0
             target = f"{theirs}self_attn.{letter}_proj"
             self.matrix(
-                f"{ours}attn_{letter}.weight", f"{target}.weight", heads * HEAD_DIM, self.model.hidden, interleaved
+                f"{ours}attn_{letter}.weight",
+                f"{target}.weight",
+                heads * HEAD_DIM,
+                self.model.hidden,
+                interleaved,
             )
             if self.model.family == "qwen2":
                 self.vector(f"{ours}attn_{letter}.bias", f"{target}.bias", heads * HEAD_DIM)
             if self.model.family in ("qwen3", "gemma3") and letter != "v":
-                self.norm(f"{ours}attn_{letter}_norm.weight", f"{theirs}self_attn.{letter}_norm.weight", HEAD_DIM)
-        self.matrix(f"{ours}attn_output.weight", f"{theirs}self_attn.o_proj.weight", self.model.hidden, HEADS * HEAD_DIM)
-        self.matrix(f"{ours}ffn_gate.weight", f"{theirs}mlp.gate_proj.weight", self.model.intermediate, self.model.hidden)
-        self.matrix(f"{ours}ffn_up.weight", f"{theirs}mlp.up_proj.weight", self.model.intermediate, self.model.hidden)
-        self.matrix(f"{ours}ffn_down.weight", f"{theirs}mlp.down_proj.weight", self.model.hidden, self.model.intermediate)
+                self.norm(
+                    f"{ours}attn_{letter}_norm.weight", f"{theirs}self_attn.{letter}_norm.weight", HEAD_DIM
+                )
+        self.matrix(
+            f"{ours}attn_output.weight",
+            f"{theirs}self_attn.o_proj.weight",
+            self.model.hidden,
+            HEADS * HEAD_DIM,
+        )
+        self.matrix(
+            f"{ours}ffn_gate.weight",
+            f"{theirs}mlp.gate_proj.weight",
+            self.model.intermediate,
+            self.model.hidden,
+        )
+        self.matrix(
+            f"{ours}ffn_up.weight", f"{theirs}mlp.up_proj.weight", self.model.intermediate, self.model.hidden
+        )
+        self.matrix(
+            f"{ours}ffn_down.weight",
+            f"{theirs}mlp.down_proj.weight",
+            self.model.hidden,
+            self.model.intermediate,
+        )
         sandwich = self.model.family in ("gemma2", "gemma3")
         norms = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
         if sandwich:
@@ -185,12 +210,21 @@ def quantized(values: Floats, kind: GGMLQuantizationType, random: np.random.Gene
         return gguf.quants.quantize(values, kind)
     except NotImplementedError:
         block, size = gguf.GGML_QUANT_SIZES[kind]
-        blocks = random.integers(0, 256, (*values.shape[:-1], values.shape[-1] // block, size), dtype=np.uint8)
+        blocks = random.integers(
+            0, 256, (*values.shape[:-1], values.shape[-1] // block, size), dtype=np.uint8
+        )
         small = np.array([0.002, 0.003], "<f2").view(np.uint8)
         for at in _SCALE_BYTES[kind.name]:
             blocks[..., at : at + 2] = small[:2]
         return np.ascontiguousarray(blocks).reshape(*values.shape[:-1], -1)
 
 
-_SCALE_BYTES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,)}
+_SCALE_BYTES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+}
 """Where a block keeps its float16 scales."""

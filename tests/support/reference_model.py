@@ -1,4 +1,4 @@
-"""A plain float32 forward pass of the importable families, written from their papers and shared with nothing."""
+"""A plain float32 forward pass of the importable families that shares nothing with the product."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def _attention(model: TinyModel, name: str, values: Floats, index: int) -> Float
     scores = np.where(np.tri(len(values), dtype=bool), scores, -np.inf)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     mixed = (shares / shares.sum(-1, keepdims=True)) @ vectors
-    out: Floats = mixed.swapaxes(0, 1).reshape(len(values), -1) @ model.weights[f"{name}self_attn.o_proj.weight"].T
+    out: Floats = (
+        mixed.swapaxes(0, 1).reshape(len(values), -1) @ model.weights[f"{name}self_attn.o_proj.weight"].T
+    )
     return out
 
 
