@@ -14,7 +14,7 @@ from mlx_serving.actors.errors import InvalidParameter, StorageFull
 from mlx_serving.config.load import load_settings, settings_file
 from mlx_serving.config.show import show_rows
 from mlx_serving.frontends.cli.console import note, out, print_json, table
-from mlx_serving.frontends.cli.sources import Sources, configured
+from mlx_serving.frontends.cli.sources import Sources, configured, home_folder
 
 
 @click.group(cls=click.RichGroup)
@@ -44,27 +44,25 @@ def show(origin: bool, as_json: bool, sources: Sources) -> None:
 
 
 @config.command()
-@configured
-def path(sources: Sources) -> None:
-    """Print the path of the settings file, whether or not it exists."""
-    print(settings_file(sources.home, sources.file))
+def path() -> None:
+    """Print the path of the home folder's settings file, whether or not it exists."""
+    print(settings_file(home_folder(), None))
 
 
 @config.command()
 @click.argument("checked", metavar="FILE", type=click.Path(path_type=Path))
-@configured
-def validate(checked: Path, sources: Sources) -> None:
+@click.option("--profile", help="Named set of settings under the file.")
+def validate(checked: Path, profile: str | None) -> None:
     """Check a settings file; every problem is named with its line."""
-    load_settings(home=sources.home, profile=sources.profile, file=checked)
+    load_settings(home=home_folder(), profile=profile, file=checked)
     note(f"{checked} is valid")
 
 
 @config.command()
 @click.option("--force", is_flag=True, help="Replace the file that is there.")
-@configured
-def init(force: bool, sources: Sources) -> None:
-    """Write a settings file with every setting, its default and its meaning."""
-    target = settings_file(sources.home, sources.file)
+def init(force: bool) -> None:
+    """Write the home folder's settings file with every setting, its default and its meaning."""
+    target = settings_file(home_folder(), None)
     if target.exists() and not force:
         raise InvalidParameter(f"{target} exists already: edit it, or replace it with --force")
     documented = resources.files("mlx_serving.config").joinpath("runtime.yaml").read_text(encoding="utf-8")

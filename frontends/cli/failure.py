@@ -27,6 +27,7 @@ NEXT: dict[str, str] = {
     ModelNotFound.code: "what is here: mlx-serving models list; to fetch one: mlx-serving models pull NAME",
     ModelNotLoaded.code: "load it with: mlx-serving models load NAME",
     Overloaded.code: "try again a little later",
+    ServingError.code: "this is a bug of mlx-serving: please report it with what stands above",
     StartupFailed.code: "check the machine with: mlx-serving doctor",
     StorageFull.code: "free some space, or point MLX_SERVING_HOME to another disk",
     TokenizerFailed.code: "for a model without chat template: --raw",

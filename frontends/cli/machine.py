@@ -63,7 +63,7 @@ def _packages() -> Iterator[Finding]:
         try:
             yield Finding(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "fail", "not installed", "reinstall with: pip install mlx-serving")
+            yield Finding(name, "fail", "not installed", "reinstall mlx-serving")
 
 
 def _native() -> Finding:
@@ -96,6 +96,7 @@ def _disk(home: Path) -> Finding:
 
 
 def home_folder(home: Path) -> Finding:
+    """Others must not read it: it holds sockets, and perhaps an API key."""
     mode = stat.S_IMODE(home.stat().st_mode)
     fact = f"{home} has mode {mode:04o}"
     if not os.access(home, os.W_OK | os.X_OK):
@@ -129,9 +130,11 @@ def _server(home: Path) -> Finding:
 
 
 def http_port(settings: Settings, home: Path) -> Finding:
+    """Whether `serve` could bind, and if not, who is in the way."""
     host, port = settings.http.host, settings.http.port
     try:
-        with socket.create_server((host, port)):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
             return Finding("port", "ok", f"{host}:{port} is free")
     except OSError as error:
         fact, holder = f"{host}:{port} cannot be bound: {error.strerror}", _listener(port)

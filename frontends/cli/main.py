@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -29,7 +31,7 @@ class Root(CommandTree):
 
     def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> NoReturn:
         try:
-            outcome = super().main(args, *others, **{**extra, "standalone_mode": False})
+            outcome = super().main(args, *others, **{**extra, "standalone_mode": False, "color": _colour()})
         except click.ClickException as error:
             outcome = _refused(error)
         except click.Abort:
@@ -39,26 +41,32 @@ class Root(CommandTree):
         sys.exit(outcome if isinstance(outcome, int) else 0)
 
 
+def _colour() -> bool | None:
+    """What click does not look at by itself: NO_COLOR. Without it, colour follows the terminal."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def _refused(error: click.ClickException) -> int:
     """What the command line itself does not understand."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return error.exit_code
-    click.secho(f"error: {error.format_message()}", fg="red", err=True)
+    click.secho(f"error: {error.format_message()}", fg="red", err=True, color=_colour())
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is not None:
-        click.secho(f"  → {context.command_path} --help", dim=True, err=True)
+        click.secho(f"  → {context.command_path} --help", dim=True, err=True, color=_colour())
     return error.exit_code
 
 
 def _failed(error: Exception) -> int:
-    """Any error of the error tree; others are bugs and keep their traceback."""
-    from mlx_serving.actors.errors import ServingError
+    """Any error of the error tree; others are bugs and show their traceback."""
+    from mlx_serving.actors.errors import ServingError, describe
     from mlx_serving.frontends.cli.failure import report
 
-    if not isinstance(error, ServingError):
-        raise error
-    return report(error)
+    if isinstance(error, ServingError):
+        return report(error)
+    traceback.print_exception(error)
+    return report(describe(error).to_exception())
 
 
 @click.command(cls=Root, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

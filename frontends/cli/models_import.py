@@ -10,7 +10,7 @@ from mlx_serving.actors.models.store import ModelStore
 from mlx_serving.frontends.cli.console import print_json
 from mlx_serving.frontends.cli.progress import watched
 from mlx_serving.frontends.cli.records import described, say_stored
-from mlx_serving.frontends.cli.sources import Sources, configured
+from mlx_serving.frontends.cli.sources import home_folder
 
 
 @click.command("import", cls=click.RichCommand)
@@ -20,21 +20,14 @@ from mlx_serving.frontends.cli.sources import Sources, configured
 @click.option("--group-size", type=int, help="Weights that share a scale, with --bits. GGUF only.")
 @click.option("--copy", is_flag=True, help="Copy a folder's files instead of linking them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the model as JSON.")
-@configured
 def models_import(
-    source: Path,
-    name: str,
-    bits: int | None,
-    group_size: int | None,
-    copy: bool,
-    as_json: bool,
-    sources: Sources,
+    source: Path, name: str, bits: int | None, group_size: int | None, copy: bool, as_json: bool
 ) -> None:
     """Import a GGUF file or a model folder.
 
     Q4_0, Q4_1, Q5_0 and Q8_0 weights of a GGUF file are kept as they are; other kinds are quantised anew.
     """
-    store = ModelStore(sources.home)
+    store = ModelStore(home_folder())
     with watched(name) as progress:
         if source.is_dir():
             if bits is not None or group_size is not None:

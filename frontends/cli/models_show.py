@@ -8,16 +8,15 @@ from mlx_serving.actors.models.store import ModelStore
 from mlx_serving.frontends.cli.console import out, print_json, table
 from mlx_serving.frontends.cli.figures import quantity, size
 from mlx_serving.frontends.cli.records import described, width
-from mlx_serving.frontends.cli.sources import Sources, configured
+from mlx_serving.frontends.cli.sources import home_folder
 
 
 @click.command("show", cls=click.RichCommand)
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-@configured
-def models_show(name: str, as_json: bool, sources: Sources) -> None:
+def models_show(name: str, as_json: bool) -> None:
     """Show one model: folder, architecture, size, context length."""
-    record = ModelStore(sources.home).show(name)
+    record = ModelStore(home_folder()).show(name)
     if as_json:
         print_json(described(record))
         return

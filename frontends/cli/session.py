@@ -19,6 +19,9 @@ from mlx_serving.frontends.client import Client, Stream
 
 T = TypeVar("T")
 
+END_SECONDS = 2.0
+"""How long cancelled work may take to clean up when a session ends."""
+
 
 class Session:
     """A connection to an admission's door. Use it in a `with` block and from one thread."""
@@ -67,6 +70,7 @@ class Session:
             raise
 
     def _end(self) -> None:
+        asyncio.run_coroutine_threadsafe(_settle(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -109,6 +113,13 @@ class Answer:
         self._stream.cancel()
         async with self._turn:
             await self._deltas.aclose()
+
+
+async def _settle() -> None:
+    """Let what was cancelled clean up."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=END_SECONDS)
 
 
 async def _call(function: Callable[..., T], *arguments: Any) -> T:

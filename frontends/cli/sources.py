@@ -17,6 +17,11 @@ from mlx_serving.config.load import Loaded, load_settings
 from mlx_serving.config.values import WrongValue, parse
 
 
+def home_folder() -> Path:
+    """The home folder that the environment names."""
+    return serving_home(os.environ)
+
+
 @attrs.frozen
 class Sources:
     """What the caller chose. `assignments` are the texts of --set, by dotted key."""
@@ -27,7 +32,7 @@ class Sources:
 
     @functools.cached_property
     def home(self) -> Path:
-        return serving_home(os.environ)
+        return home_folder()
 
     def load(self, overrides: Mapping[str, object] | None = None) -> Loaded:
         """Settings with the command's own flags on top; a flag that is None was not given."""

@@ -69,7 +69,7 @@ def test_an_import_error_of_mlx_is_quoted() -> None:
 
 def test_the_reference_blas_on_a_cpu_is_a_warning_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     row = found(monkeypatch, blas="reference", blas_reason="switched off by configuration")["BLAS"]
-    assert (row.state, row.fact) == ("warn", "reference: switched off by configuration, 2 threads")
+    assert (row.state, row.fact) == ("warn", "reference: switched off by configuration (threads: 2)")
 
 
 def test_the_reference_blas_beside_metal_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:

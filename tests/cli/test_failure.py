@@ -39,6 +39,17 @@ def test_a_long_message_in_square_brackets_stays_one_line_as_it_is(capfd: pytest
     assert capfd.readouterr().err.splitlines()[0] == f"error: {message}"
 
 
+def test_a_bug_shows_its_traceback_and_ends_with_the_status_of_a_bug(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_serving.frontends.cli.config.show_rows", lambda loaded: 1 / 0)
+    ended = shell("config", "show")
+    assert ended.exit_code == 70
+    assert "Traceback" in ended.stderr
+    assert "ZeroDivisionError: division by zero" in ended.stderr.splitlines()[-2]
+    assert ended.stdout == ""
+
+
 def test_a_live_command_without_a_server_says_how_to_start_one(shell: Shell) -> None:
     refused = shell("status")
     assert refused.exit_code == ActorUnavailable.exit_status == 69

@@ -1,16 +1,21 @@
 import importlib
+import os
+import pty
 import subprocess
 import sys
 import time
+from io import FileIO
+from pathlib import Path
 
 import pytest
 import rich_click as click
 from cli.conftest import Run, Shell
+from support.server import COMMAND
 
 from mlx_serving.frontends.cli import main, models
 from mlx_serving.frontends.cli.tree import CommandTree
 
-HELP = [sys.executable, "-m", "mlx_serving.frontends.cli.main", "--help"]
+HELP = [*COMMAND, "--help"]
 LAZY = [*main.COMMANDS.items(), *((f"models {name}", entry) for name, entry in models.COMMANDS.items())]
 
 
@@ -76,6 +81,30 @@ def test_without_a_command_the_help_page_comes_and_the_status_says_so(run: Run) 
 
 def test_help_without_a_terminal_has_no_colour(run: Run) -> None:
     assert "\033[" not in run("--help").stdout
+
+
+def test_no_color_is_honoured_at_a_terminal_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(*arguments: str) -> str:
+        ours, theirs = pty.openpty()
+        with open(ours, "rb", buffering=0) as screen:
+            command = [*COMMAND, *arguments]
+            subprocess.run(command, stdin=theirs, stdout=theirs, stderr=theirs, check=False, timeout=60)
+            os.close(theirs)
+            return b"".join(iter(lambda: _read(screen), b"")).decode()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\033[31m" in shown("statu")
+    assert "\033[36m" in shown("--help")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033[3" not in shown("statu") + shown("--help") + shown("status")
+
+
+def _read(screen: FileIO) -> bytes:
+    """The next bytes; none once the other end is closed."""
+    try:
+        return screen.read(4096) or b""
+    except OSError:
+        return b""
 
 
 def test_the_tree_lists_its_commands_in_their_order() -> None:

@@ -81,6 +81,17 @@ def test_an_empty_prompt_is_refused_before_anything_is_asked(live: Run) -> None:
     assert "prompt is empty" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    "option", ["--seed=9999999999999999999", "--temperature=nan", "--top-k=-1", "--max-tokens=0", "--top-p=2"]
+)
+def test_a_value_out_of_bounds_is_refused_by_its_name(live: Run, option: str) -> None:
+    refused = live("generate", "Hello", option)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    name = option.partition("=")[0].removeprefix("--")
+    assert name in refused.stderr.replace("_", "-")
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_model_that_is_not_here_is_refused_with_near_names(live: Run) -> None:
     refused = live("generate", "Hello", "-m", "smollm2-135")
     assert (refused.returncode, refused.stdout) == (2, "")
