@@ -18,6 +18,7 @@ import stamina
 
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.models.progress import Progress
+from mlx_serving.actors.models.storage import reserve
 
 PIECE_BYTES = 1 << 20
 STALL_SECONDS = 60.0
@@ -83,6 +84,7 @@ def _continue(url: str, headers: Mapping[str, str], part: Path, progress: Progre
             have = 0  # the server sends the whole file
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
+        reserve(part.parent, int(length or 0))
         _append(answer, part, have, total, progress)
 
 

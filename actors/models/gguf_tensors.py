@@ -69,10 +69,13 @@ class Conversion:
 
 
 def plan(
-    file: GGUFFile, family: Family, slots: Mapping[str, Slot], wanted: Quantization | None
+    file: GGUFFile, family: Family, slots: Mapping[str, Slot], wanted: Quantization | None, half: bool
 ) -> list[Conversion]:
-    """What to do with each tensor; `wanted` is the width for all weights, None stays close to the file."""
-    dtype = _float_type(file, family)
+    """What to do with each tensor; `wanted` is the width for all weights, None stays close to the file.
+
+    Without `half`, all that would be float16 or bfloat16 is written as float32, which holds it exactly.
+    """
+    dtype = _float_type(file, family) if half else "F32"
     return [_conversion(file.tensors[name], slot, dtype, wanted) for name, slot in slots.items()]
 
 

@@ -35,7 +35,7 @@ def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
     files = weight_files(folder)
     headers = [read_header(path) for path in files]
     tensors = [tensor for listed, _ in headers for tensor in listed]
-    quantization = _quantization(config, text)
+    quantization = _quantization(folder, config, text)
     dtype = _float_type(tensors)
     tokenizer = TextTokenizer.load(folder)
     return ModelRecord(
@@ -43,7 +43,7 @@ def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
         path=folder,
         source=source,
         architecture=_text(folder, config, "model_type"),
-        parameter_count=_parameter_count(tensors, config, quantization),
+        parameter_count=_parameter_count(folder, tensors, config, quantization),
         dtype=dtype,
         quantization=quantization,
         context_length=_first_integer(folder, text, _CONTEXT_KEYS),
@@ -114,14 +114,19 @@ def _first_integer(folder: Path, config: Config, keys: Sequence[str], default: i
     return value
 
 
-def _quantization(config: Config, text: Config) -> Quantization | None:
+def _quantization(folder: Path, config: Config, text: Config) -> Quantization | None:
     for holder in (config, text):
         for key in ("quantization", "quantization_config"):
             setting = holder.get(key)
-            if isinstance(setting, dict) and isinstance(setting.get("bits"), int):
-                mode = setting.get("mode") or setting.get("quant_method") or "affine"
-                return Quantization(setting["bits"], int(setting.get("group_size") or 0), str(mode))
+            if isinstance(setting, dict) and "bits" in setting:
+                return _width(folder, setting)
     return None
+
+
+def _width(folder: Path, setting: Config) -> Quantization:
+    mode = setting.get("mode") or setting.get("quant_method") or "affine"
+    bits = _first_integer(folder, setting, ("bits",))
+    return Quantization(bits, _first_integer(folder, setting, ("group_size",)), str(mode))
 
 
 def _float_type(tensors: Sequence[StoredTensor]) -> str:
@@ -133,35 +138,30 @@ def _float_type(tensors: Sequence[StoredTensor]) -> str:
     return sizes.most_common(1)[0][0] if sizes else "float16"
 
 
-def _parameter_count(tensors: Sequence[StoredTensor], config: Config, default: Quantization | None) -> int:
-    by_name = {tensor.name: tensor for tensor in tensors}
-    scaled = {name.removesuffix(".scales") for name in by_name if name.endswith(".scales")}
-    count = 0
-    for name, tensor in by_name.items():
-        module, _, part = name.rpartition(".")
-        if module not in scaled or part not in ("weight", "scales", "biases"):
-            count += tensor.elements
-        elif part == "weight":
-            count += _unpacked(tensor, by_name[f"{module}.scales"], _width(module, config, default))
-    return count
+def _parameter_count(
+    folder: Path, tensors: Sequence[StoredTensor], config: Config, usual: Quantization | None
+) -> int:
+    """Packed weights count as many as they stand for; what serves to unpack them does not count."""
+    if usual is None:
+        return sum(tensor.elements for tensor in tensors)
+    setting = config.get("quantization") or config.get("quantization_config") or {}
+    own = {name: _width(folder, value) for name, value in setting.items() if isinstance(value, dict)}
+    modules: dict[str, dict[str, StoredTensor]] = {}
+    for tensor in tensors:
+        module, _, part = tensor.name.rpartition(".")
+        modules.setdefault(module, {})[part] = tensor
+    return sum(_module_count(parts, own.get(module, usual)) for module, parts in modules.items())
 
 
-def _width(module: str, config: Config, default: Quantization | None) -> Quantization | None:
-    """The width of one layer, which config.json may state apart."""
-    layers = config.get("quantization") or config.get("quantization_config")
-    setting = layers.get(module) if isinstance(layers, dict) else None
-    if isinstance(setting, dict) and "group_size" in setting and "bits" in setting:
-        return Quantization(setting["bits"], setting["group_size"])
-    return default
-
-
-def _unpacked(weight: StoredTensor, scales: StoredTensor, width: Quantization | None) -> int:
-    """How many weights are packed in `weight`: a group for each scale, or a word for each 32 bits."""
-    if width is None:
-        return weight.elements
-    if width.group_size:
-        return scales.elements * width.group_size
-    return weight.elements * 32 // width.bits
+def _module_count(parts: Mapping[str, StoredTensor], width: Quantization) -> int:
+    """MLX packs a module's `weight` beside its `scales`; AWQ and GPTQ call the packed one `qweight`."""
+    packed, scales = parts.get("qweight", parts.get("weight")), parts.get("scales")
+    if packed is None or scales is None:
+        return sum(tensor.elements for tensor in parts.values())
+    extra = parts["bias"].elements if "bias" in parts else 0
+    if "qweight" in parts:
+        return packed.elements * 32 // width.bits + extra
+    return scales.elements * width.group_size + extra
 
 
 def _vocabulary(

@@ -36,7 +36,7 @@ def full_disk_named(folder: Path, needed: int | None = None) -> Iterator[None]:
             free = shutil.disk_usage(folder).free
             raise StorageFull(_full(folder, needed, free)) from error
         if error.errno in _NOT_WRITABLE:
-            raise StorageFull(f"{error.filename or folder} is not writable: {error.strerror}") from error
+            raise StorageFull(f"{error.filename or folder} cannot be written: {error.strerror}") from error
         raise
 
 

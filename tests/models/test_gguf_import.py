@@ -43,8 +43,8 @@ class Imported:
         from mlx.utils import tree_flatten
         from mlx_lm.utils import dequantize_model
 
-        parameters = tree_flatten(dequantize_model(self._model()).parameters())
-        return {name: np.array(value) for name, value in parameters}
+        parameters: dict[str, Any] = dict(tree_flatten(dequantize_model(self._model()).parameters()))
+        return {name: np.array(value) for name, value in parameters.items()}
 
     def _model(self) -> Any:
         import mlx.core as mx

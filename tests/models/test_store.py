@@ -286,7 +286,7 @@ class TestFullDisk:
 
     @pytest.mark.parametrize(
         ("number", "words"),
-        [(errno.ENOSPC, "is full"), (errno.EDQUOT, "is full"), (errno.EROFS, "not writable")],
+        [(errno.ENOSPC, "is full"), (errno.EDQUOT, "is full"), (errno.EROFS, "cannot be written")],
     )
     def test_a_disk_that_fills_while_writing_is_told(
         self, models: ModelStore, alias: str, monkeypatch: pytest.MonkeyPatch, number: int, words: str
