@@ -43,7 +43,7 @@ def half_precision_pays() -> bool:
     """Not on MLX's CPU back end: its quantised product is forty times slower in float16 than in float32."""
     if sys.platform != "linux":
         return True
-    installed = {each.name.lower() for each in metadata.distributions()}
+    installed = {str(each.name).lower() for each in metadata.distributions()}
     return any(name.startswith("mlx-cuda") for name in installed)
 
 

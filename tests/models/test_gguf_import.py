@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -11,15 +14,16 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
-from support.gguf_files import HEAD_DIM, TinyModel, write_tiny
+from support.gguf_files import HEAD_DIM, KV_HEADS, TinyModel, write_tiny
 from support.reference_model import logits
 
 from mlx_serving.actors.errors import InvalidParameter, ModelLoadFailed
 from mlx_serving.actors.models import gguf_tensors
 from mlx_serving.actors.models.gguf_architectures import llama3_factors
-from mlx_serving.actors.models.gguf_import import chosen_width, convert
+from mlx_serving.actors.models.gguf_import import chosen_width, convert, half_precision_pays
 from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.actors.models.record import Quantization
+from mlx_serving.actors.models.safetensors_file import read_header
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
 UNTIED = ("llama", "qwen2", "qwen3", "gemma3")
@@ -55,10 +59,10 @@ class Imported:
         return model
 
 
-def imported(model: TinyModel, width: Quantization | None = None) -> Imported:
+def imported(model: TinyModel, width: Quantization | None = None, half: bool = True) -> Imported:
     folder = model.path.with_suffix("")
     folder.mkdir()
-    convert(model.path, folder, width)
+    convert(model.path, folder, width, half=half)
     return Imported(folder)
 
 
@@ -120,6 +124,38 @@ def test_plain_numbers_keep_their_type_and_bits(tmp_path: Path, kind: Kind, fami
         describe_folder(made.folder, "x", "y").dtype
         == {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[kind.name]
     )
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.F16, Kind.BF16], ids=lambda kind: kind.name)
+def test_without_half_precision_every_number_is_float32_and_the_same(tmp_path: Path, kind: Kind) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf", "llama", kind)
+    made = imported(model, half=False)
+    weights = made.weights()
+    for name, expected in model.weights.items():
+        np.testing.assert_allclose(weights[name], expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    dtypes = {tensor.dtype for tensor in read_header(made.folder / "model.safetensors")[0]}
+    assert dtypes <= {"F32", "U32"}
+    record = describe_folder(made.folder, "x", "y")
+    assert (record.dtype, record.kv_bytes_per_token) == ("float32", 2 * 2 * KV_HEADS * HEAD_DIM * 4)
+
+
+def test_half_precision_is_kept_where_the_device_computes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert half_precision_pays()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(metadata, "distributions", lambda: [SimpleNamespace(name="mlx-cpu")])
+    assert not half_precision_pays()
+    monkeypatch.setattr(metadata, "distributions", lambda: [SimpleNamespace(name="mlx-cuda-13")])
+    assert half_precision_pays()
+
+
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q4_1, Kind.Q5_0], ids=lambda kind: kind.name)
+def test_without_half_precision_the_same_numbers_are_float32(tmp_path: Path, kind: Kind) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf", "llama", kind)
+    made = imported(model, half=False)
+    assert describe_folder(made.folder, "x", "y").dtype == "float32"
+    for name, expected in model.weights.items():
+        np.testing.assert_allclose(made.weights()[name], expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 def test_an_explicit_width_applies_to_every_matrix(tmp_path: Path) -> None:
