@@ -182,13 +182,19 @@ def _unpack_body(tag: str, body: Any) -> Any:
 
 
 def encode(envelope: Envelope) -> bytes:
-    """The frame of an envelope. The message's type must be in MESSAGES."""
+    """The frame of an envelope. The message's type must be in MESSAGES.
+
+    Raises ProtocolError for values that msgpack cannot hold: integers beyond 64 bits, lone surrogates.
+    """
     message = envelope.message
     tag = type(message).__name__
     if MESSAGES.get(tag) is not type(message):
         raise TypeError(f"{tag} is not a message of the bus")
     header = (PROTOCOL_VERSION, tag, envelope.sender, envelope.correlation, envelope.deadline, envelope.trace_id)
-    return cast(bytes, msgpack.packb((*header, _pack_body(message))))
+    try:
+        return cast(bytes, msgpack.packb((*header, _pack_body(message))))
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise ProtocolError(f"{tag} holds a value that cannot be sent: {error}") from None
 
 
 def decode(frame: bytes) -> Envelope:

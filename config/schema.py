@@ -125,6 +125,9 @@ class Generation:
     )
     cache_limit_bytes: int = setting(1 << 30, "What MLX's allocator may keep for reuse.", minimum=0)
     wired_limit_bytes: int = setting(0, "Memory wired on Metal; 0 leaves it to the system.", minimum=0)
+    cpu_dense_rows: int = setting(
+        8, "On the CPU, rows from which quantised layers are dequantised and multiplied by the BLAS; 0: never.", minimum=0
+    )
     blas: bool = setting(True, "On Linux put OpenBLAS ahead of the reference BLAS of MLX's wheel.")
     scripted_step_seconds: float = setting(0.0, "Time one step of the scripted engine takes.", minimum=0)
 

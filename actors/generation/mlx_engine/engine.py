@@ -73,6 +73,7 @@ class MlxEngine:
         loading.prepare_device(self._settings)
         self._model: Any = loading.load_weights(self._record)
         self._record = loading.widen(self._model, self._record)
+        loading.speed_up(self._model, self._settings)
         self._batch = Batch(self._model)
         if not prompt_caches.are_mergeable(prompt_caches.new_caches(self._model)):
             self._slots = 1

@@ -1,0 +1,53 @@
+"""Quantised layers on the CPU back end: dequantise once for many rows and let the BLAS multiply.
+
+MLX's quantised product on the CPU is a loop on one thread whose time grows with the rows; with OpenBLAS ahead of the
+reference BLAS, dequantising the whole weight and one dense product are faster from a few rows on (measured in
+docs/benchmarks.md). The result differs from the quantised product by the order of the sums in float32 alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+def _dequantised(layer: Any) -> mx.array:
+    return mx.dequantize(
+        layer.weight, layer.scales, layer.biases, group_size=layer.group_size, bits=layer.bits, mode=layer.mode
+    )
+
+
+def _rows(x: mx.array) -> int:
+    return x.size // x.shape[-1]
+
+
+def use_dense_products(model: nn.Module, from_rows: int) -> int:
+    """Let the quantised layers of `model` take the dense way from `from_rows` rows on; 0 leaves them alone.
+
+    Returns how many layers changed. Only layers whose scales are float32 do: the BLAS has no half precision.
+    """
+    if not from_rows:
+        return 0
+
+    class DenseLinear(nn.QuantizedLinear):
+        """A quantised linear layer that multiplies densely when it pays."""
+
+        def __call__(self, x: mx.array) -> mx.array:
+            if _rows(x) < from_rows:
+                return super().__call__(x)
+            y = x @ _dequantised(self).T
+            return y + self.bias if "bias" in self else y
+
+    class DenseEmbedding(nn.QuantizedEmbedding):
+        """A quantised embedding whose use as output layer multiplies densely when it pays."""
+
+        def as_linear(self, x: mx.array) -> mx.array:
+            return super().as_linear(x) if _rows(x) < from_rows else x @ _dequantised(self).T
+
+    ways: dict[type, type] = {nn.QuantizedLinear: DenseLinear, nn.QuantizedEmbedding: DenseEmbedding}
+    layers = [each for each in model.modules() if type(each) in ways and each.scales.dtype == mx.float32]
+    for layer in layers:
+        layer.__class__ = ways[type(layer)]
+    return len(layers)

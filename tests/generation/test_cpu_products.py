@@ -1,0 +1,38 @@
+"""Quantised layers that multiply densely on the CPU."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
+
+
+class Model(nn.Module):
+    def __init__(self, bits: int, group_size: int) -> None:
+        super().__init__()
+        self.embed = nn.QuantizedEmbedding(96, 64, group_size, bits)
+        self.layer = nn.QuantizedLinear(64, 128, True, group_size, bits)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 5, 8])
+@pytest.mark.parametrize("rows", [1, 3, 4, 33])
+def test_dense_and_quantised_products_agree(bits: int, rows: int) -> None:
+    mx.random.seed(bits)
+    model = Model(bits, 32)
+    x = mx.random.normal((1, rows, 64))
+    expected = [np.array(model.layer(x)), np.array(model.embed.as_linear(x))]
+    assert use_dense_products(model, 4) == 2
+    found = [np.array(model.layer(x)), np.array(model.embed.as_linear(x))]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_switch_and_half_precision_leave_layers_alone() -> None:
+    model = Model(4, 32)
+    assert use_dense_products(model, 0) == 0
+    model.set_dtype(mx.float16)
+    assert use_dense_products(model, 4) == 0
+    assert type(model.layer) is nn.QuantizedLinear
