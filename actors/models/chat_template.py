@@ -47,9 +47,7 @@ class ChatTemplate:
         """The prompt text. TokenizerFailed when there is no template or it refuses the messages."""
         if not messages:
             raise TokenizerFailed("a chat needs at least one message", field="messages")
-        template = self._template(
-            "tool_use" if tools is not None and "tool_use" in self.sources else "default"
-        )
+        template = self._template("tool_use" if tools is not None and "tool_use" in self.sources else "default")
         values = {**self.special_tokens, "documents": None, **_plain(variables or {})}
         values["messages"] = [_message(message) for message in messages]
         values["tools"] = _plain(tools)
@@ -137,9 +135,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _new_dict(*items: JSON, **named: JSON) -> dict[str, JSON]:

@@ -61,9 +61,7 @@ def _download(url: str, headers: Mapping[str, str], part: Path, progress: Progre
             with attempt:
                 _continue(url, headers, part, progress)
     except (urllib.error.URLError, *_TRANSIENT) as error:
-        raise DownloadFailed(
-            f"{url} cannot be downloaded: {error}; what is there is kept for a next try"
-        ) from error
+        raise DownloadFailed(f"{url} cannot be downloaded: {error}; what is there is kept for a next try") from error
 
 
 def _continue(url: str, headers: Mapping[str, str], part: Path, progress: Progress) -> None:
@@ -99,9 +97,7 @@ def _certificates() -> ssl.SSLContext:
     return context
 
 
-def _append(
-    answer: http.client.HTTPResponse, part: Path, have: int, total: int | None, progress: Progress
-) -> None:
+def _append(answer: http.client.HTTPResponse, part: Path, have: int, total: int | None, progress: Progress) -> None:
     with part.open("r+b" if have else "wb") as file:
         file.seek(have)
         while piece := answer.read(PIECE_BYTES):

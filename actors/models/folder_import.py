@@ -23,11 +23,7 @@ _CONVERSION = (
 def gather(source: Path, target: Path, copy: bool, progress: Progress) -> None:
     """Links (or copies) the files that make a model; progress counts bytes."""
     templates = source / "additional_chat_templates"
-    files = [
-        path
-        for path in [*source.iterdir(), *templates.glob("*")]
-        if path.suffix in _SUFFIXES and path.is_file()
-    ]
+    files = [path for path in [*source.iterdir(), *templates.glob("*")] if path.suffix in _SUFFIXES and path.is_file()]
     total, done = sum(path.stat().st_size for path in files), 0
     if copy:
         reserve(target, total)
@@ -48,13 +44,9 @@ def complete_tokenizer(folder: Path) -> None:
         return
     command = [sys.executable, "-c", _CONVERSION, str(folder)]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_CONVERSION_SECONDS, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CONVERSION_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ModelLoadFailed(
-            f"building tokenizer.json took longer than {_CONVERSION_SECONDS:.0f} s"
-        ) from error
+        raise ModelLoadFailed(f"building tokenizer.json took longer than {_CONVERSION_SECONDS:.0f} s") from error
     if done.returncode or not (folder / "tokenizer.json").exists():
         reason = done.stderr.strip().splitlines()[-1:] or ["transformers gave no reason"]
         raise ModelLoadFailed(

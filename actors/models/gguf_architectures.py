@@ -45,6 +45,8 @@ class Family:
     """None: the file decides."""
     head_norms: bool = False
     sandwich_norms: bool = False
+    own_head: bool = True
+    """Whether the output matrix may differ from the embedding."""
     float16: bool = True
     """False where activations outgrow float16, so that weights must stay in a wider type."""
 
@@ -53,8 +55,8 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family("llama", interleaved=True, attention_bias=None),
     "qwen2": Family("qwen2", attention_bias=True),
     "qwen3": Family("qwen3", head_norms=True),
-    "gemma": Family("gemma", norms_plus_one=True),
-    "gemma2": Family("gemma2", norms_plus_one=True, sandwich_norms=True, float16=False),
+    "gemma": Family("gemma", norms_plus_one=True, own_head=False),
+    "gemma2": Family("gemma2", norms_plus_one=True, sandwich_norms=True, own_head=False, float16=False),
     "gemma3": Family("gemma3_text", norms_plus_one=True, sandwich_norms=True, head_norms=True),
 }
 IGNORED = ("rope_freqs.weight", ".attn_rot_embd")
@@ -118,7 +120,8 @@ def slots(family: Family, sizes: Dimensions) -> Iterator[tuple[str, Slot]]:
     norm = {"subtract_one": family.norms_plus_one}
     yield "token_embd.weight", Slot("model.embed_tokens.weight", (sizes.vocabulary, sizes.hidden))
     yield "output_norm.weight", Slot("model.norm.weight", (sizes.hidden,), **norm)
-    yield "output.weight", Slot("lm_head.weight", (sizes.vocabulary, sizes.hidden), required=False)
+    if family.own_head:
+        yield "output.weight", Slot("lm_head.weight", (sizes.vocabulary, sizes.hidden), required=False)
     for layer in range(sizes.layers):
         for name, slot in _layer_slots(family, sizes):
             yield f"blk.{layer}.{name}", attrs.evolve(slot, target=f"model.layers.{layer}.{slot.target}")
@@ -152,9 +155,7 @@ def _attention_slots(family: Family, sizes: Dimensions) -> Iterator[tuple[str, S
         if family.head_norms and letter != "v":
             yield (
                 f"attn_{letter}_norm.weight",
-                Slot(
-                    f"self_attn.{letter}_norm.weight", (sizes.head_dim,), subtract_one=family.norms_plus_one
-                ),
+                Slot(f"self_attn.{letter}_norm.weight", (sizes.head_dim,), subtract_one=family.norms_plus_one),
             )
     yield "attn_output.weight", Slot("self_attn.o_proj.weight", (sizes.hidden, sizes.heads * sizes.head_dim))
     if family.attention_bias is None:
@@ -211,9 +212,7 @@ def _rope_scaling(file: GGUFFile, prefix: str, sizes: Dimensions) -> Config | No
         return None
     scaling: Config = {"rope_type": kind, "factor": fields.number(f"{prefix}.rope.scaling.factor")}
     if kind == "yarn":
-        scaling["original_max_position_embeddings"] = fields.size(
-            f"{prefix}.rope.scaling.original_context_length"
-        )
+        scaling["original_max_position_embeddings"] = fields.size(f"{prefix}.rope.scaling.original_context_length")
     elif kind != "linear":
         raise fields.wrong(f"rope scaling of type {kind} is not supported (linear, yarn and Llama 3's are)")
     return scaling
@@ -256,9 +255,7 @@ def match(file: GGUFFile, family: Family, sizes: Dimensions) -> dict[str, Slot]:
                 raise file.fields.wrong(f"the tensor {name} is missing")
             continue
         if tensor.shape != slot.shape:
-            raise file.fields.wrong(
-                f"{name} has the shape {list(tensor.shape)} instead of {list(slot.shape)}"
-            )
+            raise file.fields.wrong(f"{name} has the shape {list(tensor.shape)} instead of {list(slot.shape)}")
         matched[name] = slot
     unknown = [name for name in file.tensors if name not in matched and not name.endswith(IGNORED)]
     if unknown:

@@ -109,9 +109,7 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         end = self.position + count
         if end > len(self.data):
-            raise self.wrong(
-                f"it ends after {len(self.data)} bytes where more must follow; download it again"
-            )
+            raise self.wrong(f"it ends after {len(self.data)} bytes where more must follow; download it again")
         taken = self.data[self.position : end]
         self.position = end
         return taken
@@ -191,7 +189,5 @@ def _tensor_entry(cursor: _Cursor) -> GGUFTensor:
         raise cursor.wrong(f"the tensor {name} has the unknown type {number}") from error
     block, block_bytes = GGML_QUANT_SIZES[kind]
     if 0 in shape or shape[-1] % block:
-        raise cursor.wrong(
-            f"the tensor {name} has the shape {list(shape)}, not rows of {block} x n {kind.name}"
-        )
+        raise cursor.wrong(f"the tensor {name} has the shape {list(shape)}, not rows of {block} x n {kind.name}")
     return GGUFTensor(name, shape, kind, cursor.scalar("<Q"), math.prod(shape) // block * block_bytes)

@@ -33,9 +33,7 @@ def chosen_width(bits: int | None, group_size: int | None) -> Quantization | Non
     if bits not in BITS:
         raise InvalidParameter(f"bits must be one of {BITS}, not {bits}", field="bits")
     if group_size is not None and group_size not in GROUP_SIZES:
-        raise InvalidParameter(
-            f"group_size must be one of {GROUP_SIZES}, not {group_size}", field="group_size"
-        )
+        raise InvalidParameter(f"group_size must be one of {GROUP_SIZES}, not {group_size}", field="group_size")
     return Quantization(bits, group_size or DEFAULT_GROUP_SIZE)
 
 
@@ -68,11 +66,7 @@ def convert(
         config = config_of(file, family, sizes)
         reserve(sum(conversion.bytes for conversion in conversions))
         vocabulary = write_tokenizer(file.fields, folder)
-        config |= (
-            _token_ids(vocabulary)
-            | _quantization(conversions)
-            | {"torch_dtype": _TYPES[conversions[0].dtype]}
-        )
+        config |= _token_ids(vocabulary) | _quantization(conversions) | {"torch_dtype": _TYPES[conversions[0].dtype]}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_weights(file, conversions, folder, progress)
 

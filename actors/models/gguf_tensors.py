@@ -103,9 +103,7 @@ def _conversion(source: GGUFTensor, slot: Slot, dtype: str, wanted: Quantization
     return attrs.evolve(plain, quantization=wanted)
 
 
-def write_weights(
-    file: GGUFFile, conversions: Iterable[Conversion], folder: Path, progress: Progress
-) -> None:
+def write_weights(file: GGUFFile, conversions: Iterable[Conversion], folder: Path, progress: Progress) -> None:
     """Writes model.safetensors, or numbered shards of up to SHARD_BYTES and their index."""
     shards = _shards(conversions)
     names = _shard_names(len(shards))
@@ -215,9 +213,7 @@ def _as_stored(file: GGUFFile, conversion: Conversion, values: NDArray[np.floati
         stored = values.astype("<f2" if conversion.dtype == "F16" else "<f4")
         finite = np.isfinite(stored)
     if not finite.all():
-        raise file.fields.wrong(
-            f"the tensor {conversion.source.name} holds values that are not finite numbers"
-        )
+        raise file.fields.wrong(f"the tensor {conversion.source.name} holds values that are not finite numbers")
     return stored
 
 

@@ -69,9 +69,7 @@ def write_tokenizer(fields: Fields, folder: Path) -> Vocabulary:
     }
     if "tokenizer.chat_template" in fields:
         settings["chat_template"] = fields.text("tokenizer.chat_template")
-    generation = {
-        f"{name}_id": id for name, id in vocabulary.named.items() if name in ("bos_token", "pad_token")
-    }
+    generation = {f"{name}_id": id for name, id in vocabulary.named.items() if name in ("bos_token", "pad_token")}
     _write(folder / "tokenizer_config.json", settings)
     _write(folder / "generation_config.json", {**generation, "eos_token_id": vocabulary.ends})
     return vocabulary
@@ -86,9 +84,7 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
     kinds = fields.integers(f"{_PREFIX}token_type") if f"{_PREFIX}token_type" in fields else [1] * len(pieces)
     if len(kinds) != len(pieces) or len(set(pieces)) != len(pieces):
         raise fields.wrong(f"{_PREFIX}tokens and token_type must be lists of {len(pieces)} different tokens")
-    named = {
-        name: _token_id(fields, key, len(pieces)) for name, key in _NAMED.items() if _PREFIX + key in fields
-    }
+    named = {name: _token_id(fields, key, len(pieces)) for name, key in _NAMED.items() if _PREFIX + key in fields}
     ends = [named["eos_token"]] if "eos_token" in named else []
     for key in ("eot_token_id", "eom_token_id"):
         if _PREFIX + key in fields:
@@ -118,17 +114,22 @@ def build(fields: Fields, vocabulary: Vocabulary) -> Tokenizer:
         raise fields.wrong(f"its tokenizer is {model}; the importable ones are {', '.join(makers)}")
     try:
         tokenizer = makers[model](fields, vocabulary)
+        _add_tokens(tokenizer, vocabulary)
+        if _adds_bos(fields) and "bos_token" in vocabulary.named:
+            _begin_with(tokenizer, vocabulary.pieces, vocabulary.named["bos_token"])
     except ModelLoadFailed:
         raise
-    except Exception as error:  # the library raises bare Exception on merges that name no token
+    except Exception as error:  # the library raises bare Exception, for example on merges that name no token
         raise fields.wrong(f"its tokenizer cannot be built ({error})") from error
-    _add_tokens(tokenizer, vocabulary)
-    if _adds_bos(fields) and "bos_token" in vocabulary.named:
-        bos, id = vocabulary.pieces[vocabulary.named["bos_token"]], vocabulary.named["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, id)]
-        )
     return tokenizer
+
+
+def _begin_with(tokenizer: Tokenizer, pieces: list[str], id: int) -> None:
+    """Lets every encoded text begin with this token."""
+    bos = pieces[id]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, id)]
+    )
 
 
 def _adds_bos(fields: Fields) -> bool:
@@ -230,9 +231,7 @@ def _sentencepiece(fields: Fields, vocabulary: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
-def _merges_by_score(
-    vocabulary: Vocabulary, scores: list[float], vocab: dict[str, int]
-) -> list[tuple[str, str]]:
+def _merges_by_score(vocabulary: Vocabulary, scores: list[float], vocab: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to join two pieces into a third, best score of the third first, as SentencePiece does."""
     ranked: list[tuple[float, int, int, str, str]] = []
     for piece, kind, score in zip(vocabulary.pieces, vocabulary.kinds, scores, strict=True):

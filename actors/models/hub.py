@@ -77,9 +77,7 @@ def _download(
         target = folder / file.rfilename
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
-            url = hf_hub_url(
-                repository, file.rfilename, revision=revision, endpoint=os.environ.get("HF_ENDPOINT")
-            )
+            url = hf_hub_url(repository, file.rfilename, revision=revision, endpoint=os.environ.get("HF_ENDPOINT"))
             digest = file.lfs.sha256 if file.lfs else None
             fetch(url, target, digest, _part_of(progress, done, total), headers)
         done += file.size or 0

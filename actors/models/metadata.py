@@ -108,9 +108,7 @@ def _text(folder: Path, config: Config, key: str) -> str:
 def _first_integer(folder: Path, config: Config, keys: Sequence[str], default: int | None = None) -> int:
     value = next((config[key] for key in keys if config.get(key) is not None), default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelLoadFailed(
-            f"{folder / 'config.json'} must say {keys[0]} as a positive integer, not {value!r}"
-        )
+        raise ModelLoadFailed(f"{folder / 'config.json'} must say {keys[0]} as a positive integer, not {value!r}")
     return value
 
 
@@ -138,9 +136,7 @@ def _float_type(tensors: Sequence[StoredTensor]) -> str:
     return sizes.most_common(1)[0][0] if sizes else "float16"
 
 
-def _parameter_count(
-    folder: Path, tensors: Sequence[StoredTensor], config: Config, usual: Quantization | None
-) -> int:
+def _parameter_count(folder: Path, tensors: Sequence[StoredTensor], config: Config, usual: Quantization | None) -> int:
     """Packed weights count as many as they stand for; what serves to unpack them does not count."""
     if usual is None:
         return sum(tensor.elements for tensor in tensors)
@@ -164,9 +160,7 @@ def _module_count(parts: Mapping[str, StoredTensor], width: Quantization) -> int
     return scales.elements * width.group_size + extra
 
 
-def _vocabulary(
-    text: Config, config: Config, tensors: Sequence[StoredTensor], tokenizer: TextTokenizer
-) -> int:
+def _vocabulary(text: Config, config: Config, tensors: Sequence[StoredTensor], tokenizer: TextTokenizer) -> int:
     """The width of the logits."""
     for tensor in tensors:
         if tensor.name.endswith(("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")):

@@ -40,9 +40,7 @@ def new_name(name: str) -> str:
     """A name an import may take: no hub id and no alias, which stand for a source of their own."""
     folder_name(name)
     if "/" in name or name in ALIASES:
-        raise InvalidParameter(
-            f"{name!r} is kept for a model that is pulled; choose another name", field="name"
-        )
+        raise InvalidParameter(f"{name!r} is kept for a model that is pulled; choose another name", field="name")
     return name
 
 

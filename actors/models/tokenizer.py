@@ -80,9 +80,7 @@ class TextTokenizer:
         try:
             return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         except (OverflowError, TypeError) as error:
-            raise TokenizerFailed(
-                f"token ids must be from 0 to {self.vocab_size - 1}", field="tokens"
-            ) from error
+            raise TokenizerFailed(f"token ids must be from 0 to {self.vocab_size - 1}", field="tokens") from error
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
         """Each token as the vocabulary writes it (`Ġthe`, `▁the`, `<|im_end|>`); empty for an unknown id."""
@@ -97,9 +95,7 @@ class TextTokenizer:
         **variables: JSON,
     ) -> str:
         """The prompt text of a conversation; `variables` reach the template (for example enable_thinking)."""
-        return self.chat.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables
-        )
+        return self.chat.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables)
 
 
 def _backend(path: Path) -> tokenizers.Tokenizer:

@@ -49,8 +49,7 @@ tail
     "a missing name is empty": "[{{ nothing }}]{{ 'none' if unk_token is not defined }}",
     "a date can be made": "{{ strftime_now('%Y-%m-%d') }}",
     "dict and items work": (
-        "{% for k, v in dict(a=1, b=2).items() %}{{ k }}{{ v }}{% endfor %}"
-        "{{ messages[0].items() | list | length }}"
+        "{% for k, v in dict(a=1, b=2).items() %}{{ k }}{{ v }}{% endfor %}{{ messages[0].items() | list | length }}"
     ),
     "macros and filters work": (
         "{% macro say(x) %}<{{ x | upper | trim }}>{% endmacro %}{{ say(' hé ') }}"

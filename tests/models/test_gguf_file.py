@@ -60,9 +60,7 @@ def test_a_file_cut_short_is_refused(whole: Path, cut: int) -> None:
 @given(
     byte_level=st.booleans(),
     reach=st.sampled_from([0.01, 0.1, 1.0]),
-    changes=st.lists(
-        st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4
-    ),
+    changes=st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4),
 )
 def test_changed_bytes_never_end_in_another_error(
     whole: Path, gemma: Path, byte_level: bool, reach: float, changes: list[tuple[float, bytes]]

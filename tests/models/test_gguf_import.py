@@ -96,9 +96,7 @@ def test_blocks_of_32_are_imported_without_loss(tmp_path: Path, kind: Kind, fami
         (Kind.IQ4_NL, 5, 1.0),
     ],
 )
-def test_other_types_stay_within_a_step_of_their_width(
-    tmp_path: Path, kind: Kind, bits: int, steps: float
-) -> None:
+def test_other_types_stay_within_a_step_of_their_width(tmp_path: Path, kind: Kind, bits: int, steps: float) -> None:
     model = write_tiny(tmp_path / "tiny.gguf", "llama", kind, hidden=256, intermediate=256)
     made = imported(model)
     weights = made.weights()
@@ -149,15 +147,6 @@ def test_half_precision_is_kept_where_the_device_computes_with_it(monkeypatch: p
     assert half_precision_pays()
 
 
-@pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q4_1, Kind.Q5_0], ids=lambda kind: kind.name)
-def test_without_half_precision_the_same_numbers_are_float32(tmp_path: Path, kind: Kind) -> None:
-    model = write_tiny(tmp_path / "tiny.gguf", "llama", kind)
-    made = imported(model, half=False)
-    assert describe_folder(made.folder, "x", "y").dtype == "float32"
-    for name, expected in model.weights.items():
-        np.testing.assert_allclose(made.weights()[name], expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-
-
 def test_an_explicit_width_applies_to_every_matrix(tmp_path: Path) -> None:
     model = write_tiny(tmp_path / "tiny.gguf", "llama", Kind.F16)
     made = imported(model, Quantization(8, 32))
@@ -175,9 +164,7 @@ def test_an_explicit_width_requantises_what_is_quantised_otherwise(tmp_path: Pat
     assert record.parameter_count == sum(values.size for values in model.weights.values())
 
 
-def test_weights_in_several_shards_and_pieces_are_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_in_several_shards_and_pieces_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_tiny(tmp_path / "tiny.gguf", "llama", Kind.Q5_0)
     monkeypatch.setattr(gguf_tensors, "SHARD_BYTES", 30_000)
     monkeypatch.setattr(gguf_tensors, "PIECE_ELEMENTS", 700)
@@ -233,6 +220,11 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path, extra: dict[str, str |
         imported(model)
 
 
+def test_an_output_matrix_is_refused_in_a_family_without_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadFailed, match=r"has no tensor output\.weight"):
+        imported(write_tiny(tmp_path / "tiny.gguf", "gemma", tied=False))
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     model = write_tiny(tmp_path / "tiny.gguf", "llama", Kind.F16)
     data = bytearray(model.path.read_bytes())
@@ -245,9 +237,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bits", "group_size", "field"), [(7, None, "bits"), (4, 48, "group_size"), (None, 64, "group_size")]
 )
-def test_a_width_mlx_cannot_hold_is_refused_by_name(
-    bits: int | None, group_size: int | None, field: str
-) -> None:
+def test_a_width_mlx_cannot_hold_is_refused_by_name(bits: int | None, group_size: int | None, field: str) -> None:
     with pytest.raises(InvalidParameter) as caught:
         chosen_width(bits, group_size)
     assert caught.value.field == field

@@ -67,9 +67,7 @@ def test_layers_of_another_width_are_counted_by_their_own(folder: Path) -> None:
     change_config(folder, quantization={"bits": 4, "group_size": 64, "model.embed_tokens": entry})
     names = [tensor.name for tensor in read_header(folder / "model.safetensors")[0]]
     config = json.loads((folder / "config.json").read_text())
-    config["quantization"] |= {
-        name.removesuffix(".scales"): entry for name in names if name.endswith(".scales")
-    }
+    config["quantization"] |= {name.removesuffix(".scales"): entry for name in names if name.endswith(".scales")}
     (folder / "config.json").write_text(json.dumps(config))
     assert describe(folder).parameter_count == count
 
@@ -94,10 +92,7 @@ def test_weights_packed_as_awq_does_are_counted_unpacked(folder: Path) -> None:
 
 def test_models_with_vision_are_described_by_their_language_model(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    text = {
-        key: config.pop(key)
-        for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim")
-    }
+    text = {key: config.pop(key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim")}
     nested = {**config, "text_config": text, "vision_config": {"hidden_size": 8}, "model_type": "x_vl"}
     (folder / "config.json").write_text(json.dumps(nested))
     record = describe(folder)
@@ -139,9 +134,7 @@ def test_equal_models_have_equal_fingerprints(folder: Path, tiny_folder: Path) -
         ({"quantization": {"bits": 4, "group_size": "x"}}, "group_size"),
     ],
 )
-def test_settings_that_are_missing_or_wrong_are_named(
-    folder: Path, changes: dict[str, Any], words: str
-) -> None:
+def test_settings_that_are_missing_or_wrong_are_named(folder: Path, changes: dict[str, Any], words: str) -> None:
     change_config(folder, **changes)
     with pytest.raises(ModelLoadFailed, match=rf"config\.json.*{words}"):
         describe(folder)
@@ -179,11 +172,7 @@ def test_weights_cut_short_are_refused(tiny_folder: Path, cut: float) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    changes=st.lists(
-        st.tuples(st.integers(0, 3000), st.binary(min_size=1, max_size=6)), min_size=1, max_size=4
-    )
-)
+@given(changes=st.lists(st.tuples(st.integers(0, 3000), st.binary(min_size=1, max_size=6)), min_size=1, max_size=4))
 def test_changed_bytes_of_weights_never_end_in_another_error(
     tiny_folder: Path, changes: list[tuple[int, bytes]]
 ) -> None:
@@ -196,15 +185,9 @@ def test_changed_bytes_of_weights_never_end_in_another_error(
         read_header(path)
 
 
-@given(
-    header=st.recursive(
-        st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner)
-    )
-)
+@given(header=st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner)))
 @settings(max_examples=80, deadline=None)
-def test_any_json_as_header_never_ends_in_another_error(
-    tmp_path_factory: pytest.TempPathFactory, header: Any
-) -> None:
+def test_any_json_as_header_never_ends_in_another_error(tmp_path_factory: pytest.TempPathFactory, header: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)

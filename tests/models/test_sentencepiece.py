@@ -48,10 +48,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 def fields_of(model: sentencepiece.SentencePieceProcessor, prefix: bool) -> dict[str, object]:
     ids = range(model.vocab_size())
-    kinds = [
-        2 if model.is_unknown(id) else 3 if model.is_control(id) else 6 if model.is_byte(id) else 1
-        for id in ids
-    ]
+    kinds = [2 if model.is_unknown(id) else 3 if model.is_control(id) else 6 if model.is_byte(id) else 1 for id in ids]
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": [model.id_to_piece(id) for id in ids],

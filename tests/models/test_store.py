@@ -62,8 +62,7 @@ def test_pulls_of_one_model_coalesce(models: ModelStore, alias: str) -> None:
     reports = [Phases(), Phases(), Phases()]
     records: list[ModelRecord] = []
     threads = [
-        threading.Thread(target=lambda report=report: records.append(models.pull(alias, report)))
-        for report in reports
+        threading.Thread(target=lambda report=report: records.append(models.pull(alias, report))) for report in reports
     ]
     for thread in threads:
         thread.start()
@@ -157,9 +156,7 @@ def test_a_name_never_leads_out_of_the_store(models: ModelStore, tiny_gguf: Path
             call(name)
 
 
-def test_names_with_a_source_of_their_own_cannot_be_imported(
-    models: ModelStore, tiny_gguf: Path, alias: str
-) -> None:
+def test_names_with_a_source_of_their_own_cannot_be_imported(models: ModelStore, tiny_gguf: Path, alias: str) -> None:
     for name in (alias, "org/model"):
         with pytest.raises(InvalidParameter, match="kept for a model that is pulled"):
             models.import_gguf(tiny_gguf, name)
@@ -176,9 +173,7 @@ def test_an_unknown_name_is_answered_with_near_ones(models: ModelStore, tiny_ggu
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_a_folder_is_linked_or_copied(
-    models: ModelStore, tiny_folder: Path, tmp_path: Path, copy: bool
-) -> None:
+def test_a_folder_is_linked_or_copied(models: ModelStore, tiny_folder: Path, tmp_path: Path, copy: bool) -> None:
     source = Path(shutil.copytree(tiny_folder, tmp_path / "source"))
     (source / "run_me.py").write_text("raise SystemExit")
     record = models.import_folder(source, "mine", copy=copy)
@@ -198,16 +193,12 @@ def test_a_folder_that_is_no_model_is_refused_by_what_it_lacks(models: ModelStor
     assert models.list() == []
 
 
-def test_a_tokenizer_in_an_older_form_is_converted(
-    models: ModelStore, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_a_tokenizer_in_an_older_form_is_converted(models: ModelStore, tiny_folder: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(tiny_folder, tmp_path / "source"))
     model = json.loads((source / "tokenizer.json").read_text())["model"]
     (source / "tokenizer.json").unlink()
     (source / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (source / "merges.txt").write_text(
-        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"])
-    )
+    (source / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
     settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
     record = models.import_folder(source, "mine")
@@ -258,13 +249,16 @@ class TestTrust:
         with pytest.raises(UntrustedPath):
             models.resolve(str(tmp_path / "trusted" / "link"), [tmp_path / "trusted"])
 
-    def test_a_missing_folder_and_unfinished_work_are_not_found(
-        self, models: ModelStore, tiny_folder: Path
-    ) -> None:
+    def test_a_missing_folder_and_unfinished_work_are_not_found(self, models: ModelStore, tiny_folder: Path) -> None:
         shutil.copytree(tiny_folder, models.folder / ".partial" / "x" / "build")
         for name in ("gone", ".partial/x/build", ".partial"):
             with pytest.raises(ModelNotFound):
                 models.resolve(str(models.folder / name))
+
+    @pytest.mark.parametrize("name", ["", "/\0", "a\0b", "~nobody-of-that-name/x", "a/" + "b" * 5000, "no/such/folder"])
+    def test_what_cannot_be_a_path_is_not_found(self, models: ModelStore, name: str) -> None:
+        with pytest.raises(ModelNotFound):
+            models.resolve(name, [models.home])
 
     def test_a_gguf_file_is_pointed_to_import(self, models: ModelStore, tiny_gguf: Path) -> None:
         with pytest.raises(InvalidParameter, match="models import"):

@@ -76,9 +76,7 @@ def test_ids_equal_those_of_transformers(smollm2_tokenizer: TextTokenizer, their
 @pytest.mark.model
 @given(text=st.text(max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_ids_of_any_text_equal_those_of_transformers(
-    smollm2_tokenizer: TextTokenizer, theirs: Any, text: str
-) -> None:
+def test_ids_of_any_text_equal_those_of_transformers(smollm2_tokenizer: TextTokenizer, theirs: Any, text: str) -> None:
     ids = smollm2_tokenizer.encode(text)
     assert ids == theirs.encode(text)
     assert smollm2_tokenizer.decode(ids) == theirs.decode(ids, skip_special_tokens=True)

@@ -83,9 +83,7 @@ class FileServer:
                     self.send_header("ETag", f'"{hashlib.sha256(self.path.encode()).hexdigest()}"')
                 if status is HTTPStatus.PARTIAL_CONTENT:
                     self.send_header("Content-Range", f"bytes {self.start}-{self.size - 1}/{self.size}")
-                self.send_header(
-                    "Content-Type", "text/html" if self.path.startswith("/simple") else "application/json"
-                )
+                self.send_header("Content-Type", "text/html" if self.path.startswith("/simple") else "application/json")
                 self.end_headers()
 
         return Handler

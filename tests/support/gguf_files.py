@@ -124,9 +124,7 @@ class _Tensors:
         self.gemma = model.family.startswith("gemma")
 
     def write(self, tied: bool) -> None:
-        self.matrix(
-            "token_embd.weight", "model.embed_tokens.weight", self.model.vocabulary, self.model.hidden
-        )
+        self.matrix("token_embd.weight", "model.embed_tokens.weight", self.model.vocabulary, self.model.hidden)
         self.norm("output_norm.weight", "model.norm.weight", self.model.hidden)
         if not tied:
             self.matrix("output.weight", "lm_head.weight", self.model.vocabulary, self.model.hidden)
@@ -147,9 +145,7 @@ class _Tensors:
             if self.model.family == "qwen2":
                 self.vector(f"{ours}attn_{letter}.bias", f"{target}.bias", heads * HEAD_DIM)
             if self.model.family in ("qwen3", "gemma3") and letter != "v":
-                self.norm(
-                    f"{ours}attn_{letter}_norm.weight", f"{theirs}self_attn.{letter}_norm.weight", HEAD_DIM
-                )
+                self.norm(f"{ours}attn_{letter}_norm.weight", f"{theirs}self_attn.{letter}_norm.weight", HEAD_DIM)
         self.matrix(
             f"{ours}attn_output.weight",
             f"{theirs}self_attn.o_proj.weight",
@@ -162,9 +158,7 @@ class _Tensors:
             self.model.intermediate,
             self.model.hidden,
         )
-        self.matrix(
-            f"{ours}ffn_up.weight", f"{theirs}mlp.up_proj.weight", self.model.intermediate, self.model.hidden
-        )
+        self.matrix(f"{ours}ffn_up.weight", f"{theirs}mlp.up_proj.weight", self.model.intermediate, self.model.hidden)
         self.matrix(
             f"{ours}ffn_down.weight",
             f"{theirs}mlp.down_proj.weight",
@@ -210,9 +204,7 @@ def quantized(values: Floats, kind: GGMLQuantizationType, random: np.random.Gene
         return gguf.quants.quantize(values, kind)
     except NotImplementedError:
         block, size = gguf.GGML_QUANT_SIZES[kind]
-        blocks = random.integers(
-            0, 256, (*values.shape[:-1], values.shape[-1] // block, size), dtype=np.uint8
-        )
+        blocks = random.integers(0, 256, (*values.shape[:-1], values.shape[-1] // block, size), dtype=np.uint8)
         small = np.array([0.002, 0.003], "<f2").view(np.uint8)
         for at in _SCALE_BYTES[kind.name]:
             blocks[..., at : at + 2] = small[:2]

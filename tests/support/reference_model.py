@@ -55,9 +55,7 @@ def _attention(model: TinyModel, name: str, values: Floats, index: int) -> Float
     scores = np.where(np.tri(len(values), dtype=bool), scores, -np.inf)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     mixed = (shares / shares.sum(-1, keepdims=True)) @ vectors
-    out: Floats = (
-        mixed.swapaxes(0, 1).reshape(len(values), -1) @ model.weights[f"{name}self_attn.o_proj.weight"].T
-    )
+    out: Floats = mixed.swapaxes(0, 1).reshape(len(values), -1) @ model.weights[f"{name}self_attn.o_proj.weight"].T
     return out
 
 
