@@ -93,8 +93,10 @@ class Node:
         self.log.warning("frame refused", reason=error.message)
 
     def close(self) -> None:
-        for end in (*self._outboxes.values(), self.inbox, self.waker):
-            end.close()
+        for outbox in self._outboxes.values():
+            outbox.close()
+        self.inbox.close()
+        self.waker.close()
 
     def _reopened(self, actor: str) -> Outbox:
         """An inproc connection does not survive a restart of its other side: connect anew, once in a while."""

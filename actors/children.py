@@ -6,6 +6,7 @@ so that none outlives a host that was killed. Its stdout is our stderr: stdout m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -56,7 +57,9 @@ class Order:
     def from_json(cls, line: str) -> Order:
         plain: dict[str, Any] = json.loads(line)
         book = AddressBook(plain.pop("folder"), frozenset(plain.pop("threads")))
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.pop("settings").items()}
+        values = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in plain.pop("settings").items()
+        }
         settings = build(values)
         return cls(book=book, settings=settings, home=Path(plain.pop("home")), **plain)
 
@@ -127,21 +130,17 @@ class ProcessChild:
         )
         self.pid = self._process.pid
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it died at once; the waiter reports it
             self._process.stdin.write(order.to_json().encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died at once; the waiter reports it
         self._waiter = threading.Thread(target=self._wait, name=f"wait-{order.name}", daemon=True)
         self._waiter.start()
 
     def _wait(self) -> None:
         status = self._process.wait()
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            pass
         self._exited(status)
 
     def alive(self) -> bool:

@@ -190,7 +190,14 @@ def encode(envelope: Envelope) -> bytes:
     tag = type(message).__name__
     if MESSAGES.get(tag) is not type(message):
         raise TypeError(f"{tag} is not a message of the bus")
-    header = (PROTOCOL_VERSION, tag, envelope.sender, envelope.correlation, envelope.deadline, envelope.trace_id)
+    header = (
+        PROTOCOL_VERSION,
+        tag,
+        envelope.sender,
+        envelope.correlation,
+        envelope.deadline,
+        envelope.trace_id,
+    )
     try:
         return cast(bytes, msgpack.packb((*header, _pack_body(message))))
     except (OverflowError, UnicodeEncodeError) as error:
@@ -212,5 +219,12 @@ def decode(frame: bytes) -> Envelope:
         raise
     except BaseValidationError as error:
         raise ProtocolError("; ".join(transform_error(error)[:3])) from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, msgpack.UnpackException) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        msgpack.UnpackException,
+    ) as error:
         raise ProtocolError(f"malformed frame: {str(error) or type(error).__name__}") from None

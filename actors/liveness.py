@@ -46,4 +46,5 @@ def backoff(failures: int, limits: Supervision) -> float | None:
     """Seconds to wait before start number `failures` + 1; None when the actor is given up."""
     if failures > limits.max_restarts:
         return None
-    return min(limits.restart_backoff * 2 ** max(0, failures - 1), limits.restart_backoff_max)
+    wait: float = limits.restart_backoff * 2 ** max(0, failures - 1)
+    return min(wait, limits.restart_backoff_max)

@@ -195,7 +195,12 @@ class Supervisor:
             model_path=str(model.path) if model else None,
             model_name=model.name if model else None,
         )
-        member.state, member.started_at, member.pulse, member.detail = "starting", now, Pulse(now, progress_at=now), ""
+        member.state, member.started_at, member.pulse, member.detail = (
+            "starting",
+            now,
+            Pulse(now, progress_at=now),
+            "",
+        )
         exited = partial(self._child_exited, member.name)
         member.child = self._start_child(order, exited)
 
@@ -231,7 +236,13 @@ class Supervisor:
         if message.model is not None and member.model is not None:
             address = self._node.place.book.of(message.name).ipc
             member.up = ReplicaUp(
-                message.name, message.model, address, message.slots, message.kv_bytes, message.pid, member.is_default
+                message.name,
+                message.model,
+                address,
+                message.slots,
+                message.kv_bytes,
+                message.pid,
+                member.is_default,
             )
             self._tell_owners(member.up)
         elif member.role in STREAM_OWNERS:
@@ -319,7 +330,11 @@ class Supervisor:
         partner.state = "stopping"
         self._end(partner, END_SECONDS)
         partner.restarts += 1
-        partner.state, partner.start_at, partner.detail = "backoff", member.start_at, f"{member.name} was lost"
+        partner.state, partner.start_at, partner.detail = (
+            "backoff",
+            member.start_at,
+            f"{member.name} was lost",
+        )
 
     def _give_up(self, member: Member, error: ErrorInfo) -> None:
         member.state, member.detail = "failed", error.message
@@ -375,7 +390,13 @@ class Supervisor:
 
     def _end_all(self, seconds: float) -> None:
         control = self._members
-        for group in ([control["admission"]], [control["batching"]], self._replicas, [control["qos"]], [control["telemetry"]]):
+        for group in (
+            [control["admission"]],
+            [control["batching"]],
+            self._replicas,
+            [control["qos"]],
+            [control["telemetry"]],
+        ):
             for member in group:
                 self._ask_to_end(member, seconds)
             for member in group:

@@ -77,7 +77,7 @@ class _End:
 
     def _waits(self) -> bool:
         """Whether something is to be received: half the price of a receive that fails."""
-        return bool(self._socket.get(zmq.EVENTS) & _POLLIN)
+        return bool(int(self._socket.get(zmq.EVENTS)) & _POLLIN)
 
     @property
     def closed(self) -> bool:

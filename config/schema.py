@@ -60,9 +60,7 @@ class Http:
     probe_seconds: float = setting(
         2.0, "How long the runtime may take to answer /livez, /readyz and /health.", minimum=0.05
     )
-    heartbeat_seconds: float = setting(
-        10.0, "Silence on a stream after which an SSE comment is sent.", minimum=0.05
-    )
+    heartbeat_seconds: float = setting(10.0, "Silence on a stream after which an SSE comment is sent.", minimum=0.05)
 
 
 @attrs.frozen
@@ -70,9 +68,7 @@ class Stdio:
     """The stdio JSON-RPC frontend."""
 
     max_line_bytes: int = setting(16 << 20, "Largest message taken from the host.", minimum=1024)
-    max_output_line_bytes: int = setting(
-        65_000, "Largest line written to a newline-delimited host.", minimum=1024
-    )
+    max_output_line_bytes: int = setting(65_000, "Largest line written to a newline-delimited host.", minimum=1024)
 
 
 @attrs.frozen
@@ -86,16 +82,12 @@ class Admission:
     default_max_tokens: int = setting(
         4096, "Answer length when a request sets none (the context bounds it too).", minimum=1
     )
-    stream_window: int = setting(
-        512, "Tokens a consumer may be behind before its own sequence is paused.", minimum=8
-    )
+    stream_window: int = setting(512, "Tokens a consumer may be behind before its own sequence is paused.", minimum=8)
     request_timeout: float = setting(600.0, "Longest life of a request that names no timeout.", minimum=0.1)
     rendering_threads: int = setting(0, "Threads that template and tokenise; 0 is one per core.", minimum=0)
     keepalive_seconds: float = setting(1.0, "How often a frontend says that it is there.", minimum=0.05)
     frontend_timeout: float = setting(10.0, "Silence after which a frontend is taken for gone.", minimum=0.2)
-    max_attempts: int = setting(
-        3, "How often a sequence without a token is retried on another replica.", minimum=1
-    )
+    max_attempts: int = setting(3, "How often a sequence without a token is retried on another replica.", minimum=1)
 
 
 @attrs.frozen
@@ -120,13 +112,13 @@ class Generation:
     memory_fraction: float = setting(
         0.6, "Share of the machine's memory that weights and caches may take.", minimum=0.05, maximum=0.95
     )
-    kv_bytes: int = setting(
-        0, "Budget of cached keys and values; 0 derives it from memory_fraction.", minimum=0
-    )
+    kv_bytes: int = setting(0, "Budget of cached keys and values; 0 derives it from memory_fraction.", minimum=0)
     cache_limit_bytes: int = setting(1 << 30, "What MLX's allocator may keep for reuse.", minimum=0)
     wired_limit_bytes: int = setting(0, "Memory wired on Metal; 0 leaves it to the system.", minimum=0)
     cpu_dense_rows: int = setting(
-        8, "On the CPU, rows from which quantised layers are dequantised and multiplied by the BLAS; 0: never.", minimum=0
+        8,
+        "On the CPU, rows from which quantised layers are dequantised and multiplied by the BLAS; 0: never.",
+        minimum=0,
     )
     blas: bool = setting(True, "On Linux put OpenBLAS ahead of the reference BLAS of MLX's wheel.")
     scripted_step_seconds: float = setting(0.0, "Time one step of the scripted engine takes.", minimum=0)
@@ -139,9 +131,7 @@ class Slo:
     first_token_p95: float = setting(10.0, "Seconds to the first token.", minimum=0, live=True)
     inter_token_p95: float = setting(2.0, "Seconds between tokens.", minimum=0, live=True)
     queue_p95: float = setting(5.0, "Seconds waiting for a slot.", minimum=0, live=True)
-    error_rate: float = setting(
-        0.05, "Share of requests ended by our own faults.", minimum=0, maximum=1, live=True
-    )
+    error_rate: float = setting(0.05, "Share of requests ended by our own faults.", minimum=0, maximum=1, live=True)
 
 
 @attrs.frozen
@@ -161,9 +151,7 @@ class Telemetry:
 
     snapshot_seconds: float = setting(1.0, "How often QoS gets a snapshot.", minimum=0.05)
     window_seconds: float = setting(60.0, "Length of the sliding window.", minimum=1)
-    log_level: Literal["debug", "info", "warning", "error"] = setting(
-        "info", "Least level logged.", live=True
-    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level logged.", live=True)
     log_format: Literal["console", "json"] = setting("console", "How log lines look on stderr.")
 
 
@@ -184,9 +172,7 @@ class Supervision:
     ready_seconds: float = setting(30.0, "A control actor must report ready within this.", minimum=0.1)
     load_seconds: float = setting(600.0, "A replica must load its model within this.", minimum=1)
     heartbeat_seconds: float = setting(0.5, "How often an actor reports.", minimum=0.05)
-    heartbeat_timeout: float = setting(
-        20.0, "Silence after which a control actor is taken for dead.", minimum=0.5
-    )
+    heartbeat_timeout: float = setting(20.0, "Silence after which a control actor is taken for dead.", minimum=0.5)
     progress_timeout: float = setting(
         120.0, "Work pending and no step for this long: the replica is dead.", minimum=0.5
     )
@@ -203,9 +189,7 @@ class Transport:
     high_water_mark: int = setting(100_000, "Messages a socket holds before it is full.", minimum=100)
     linger_ms: int = setting(500, "How long a closing socket may still send, in milliseconds.", minimum=0)
     max_message_bytes: int = setting(64 << 20, "Largest frame accepted.", minimum=1 << 16)
-    ask_timeout: float = setting(
-        30.0, "How long a frontend waits for an answer that needs no model.", minimum=0.1
-    )
+    ask_timeout: float = setting(30.0, "How long a frontend waits for an answer that needs no model.", minimum=0.1)
 
 
 @attrs.frozen

@@ -24,8 +24,7 @@ def show_rows(loaded: Loaded) -> tuple[Row, ...]:
     """Every setting in the order of the schema; a secret that is set shows as stars."""
     values = flatten(loaded.settings)
     return tuple(
-        Row(key, shown(field, values[key]), str(loaded.origins[key]), field.doc)
-        for key, field in fields().items()
+        Row(key, shown(field, values[key]), str(loaded.origins[key]), field.doc) for key, field in fields().items()
     )
 
 

@@ -60,9 +60,7 @@ def _bounds(field: Field) -> str:
 def _within(field: Field, value: object) -> bool:
     if not isinstance(value, int | float):
         return True
-    return (field.minimum is None or value >= field.minimum) and (
-        field.maximum is None or value <= field.maximum
-    )
+    return (field.minimum is None or value >= field.minimum) and (field.maximum is None or value <= field.maximum)
 
 
 def _typed(kind: object, value: object) -> object | None:

@@ -50,9 +50,7 @@ def _choose() -> tuple[ModuleType, Choice, str]:
         module = importlib.import_module("mlx_serving.native._accelerator")
     except ImportError as error:
         if wanted == "native":
-            raise ImportError(
-                f"MLX_SERVING_NATIVE=native, but the native module cannot be used: {error}"
-            ) from error
+            raise ImportError(f"MLX_SERVING_NATIVE=native, but the native module cannot be used: {error}") from error
         return pure, "pure", f"the native module cannot be used: {error}"
     return module, "native", f"built and importable, with MLX_SERVING_NATIVE={wanted}"
 

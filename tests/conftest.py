@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,9 +34,9 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def serving_home(smollm2: ModelRecord, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def serving_home(smollm2: ModelRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home folder of this test module's own, with the model in it."""
     folder = tmp_path_factory.mktemp("home", numbered=True)
     (folder / "models").mkdir(mode=0o700)
     (folder / "models" / MODEL).symlink_to(smollm2.path)
-    yield folder
+    return folder

@@ -176,16 +176,13 @@ def test_only_the_wiring_and_the_frontends_command_line_import_an_actors_shell()
 
 def test_modules_that_decide_touch_no_io_clock_thread_or_log() -> None:
     deciding = [
-        one
-        for one in imports()
-        if within(one.importer, "actors") and one.importer.endswith(DECISIONS) and one.at_load
+        one for one in imports() if within(one.importer, "actors") and one.importer.endswith(DECISIONS) and one.at_load
     ]
     none(
         [
             one
             for one in deciding
-            if one.imported.split(".")[0] in EFFECTS
-            or within(one.imported.removeprefix("mlx_serving."), *SHELLS)
+            if one.imported.split(".")[0] in EFFECTS or within(one.imported.removeprefix("mlx_serving."), *SHELLS)
         ]
     )
 
@@ -210,7 +207,5 @@ def test_importing_everything_but_the_engine_loads_neither_mlx_nor_transformers(
         f"for name in {wanted!r}: importlib.import_module(name)\n"
         "print(sorted({'mlx', 'mlx_lm', 'transformers', 'torch'} & sys.modules.keys()))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")

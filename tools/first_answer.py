@@ -42,9 +42,7 @@ def start(port: int, log: Path) -> subprocess.Popen[bytes]:
     command = [str(Path(sys.executable).with_name("mlx-serving")), "serve", MODEL, "--port", str(port)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
@@ -73,9 +71,7 @@ def answer(address: str) -> Iterator[str]:
         "max_tokens": 64,
         "temperature": 0,
     }
-    request = Request(
-        f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    request = Request(f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urlopen(request, timeout=120) as response:
         for line in response:
             data = line.decode().strip().removeprefix("data: ")

@@ -38,7 +38,7 @@ from mlx_serving.config.show import to_yaml
 from mlx_serving.config.values import expected
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH = 110
+WIDTH = 120
 NOTICE = "Made by tools/reference.py from the sources; edit those."
 MODULES = (envelope, admission, batching, generation, frontend, telemetry, qos, supervision, values)
 
@@ -182,9 +182,7 @@ def messages() -> str:
         parts += [_message(kind) for kind in _classes(module)]
     parts.append(f"## errors\n\n{_paragraphs(errors.__doc__)}\n")
     parts.append(_message(errors.ErrorInfo))
-    parts.append(
-        _table(("code", "HTTP", "JSON-RPC", "exit", "meaning"), [_error(each) for each in ERRORS.values()])
-    )
+    parts.append(_table(("code", "HTTP", "JSON-RPC", "exit", "meaning"), [_error(each) for each in ERRORS.values()]))
     return "\n".join([*parts, f"{NOTICE}\n"])
 
 
@@ -193,11 +191,7 @@ def _noun(module: ModuleType) -> str:
 
 
 def _classes(module: ModuleType) -> list[type[Any]]:
-    own = [
-        each
-        for each in vars(module).values()
-        if isinstance(each, type) and each.__module__ == module.__name__
-    ]
+    own = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
     return [kind for kind in own if attrs.has(kind)]
 
 

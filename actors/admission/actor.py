@@ -62,12 +62,15 @@ class AdmissionActor(Actor):
         self._door = Door(node.bus, node.place.book.of(DOOR), node.refused)
         node.poller.add(self._door)
         self._requests = Requests(
-            node, self._catalogue, self._gate, self._pool, self._deliver, first_id=time.time_ns() // 1000 << 10
+            node,
+            self._catalogue,
+            self._gate,
+            self._pool,
+            self._deliver,
+            first_id=time.time_ns() // 1000 << 10,
         )
         self._models = Models(node, self._catalogue, self._pool, self._requests)
-        self._questions = Questions(
-            node, self._catalogue, self._gate, self._pool, self._requests, self._models
-        )
+        self._questions = Questions(node, self._catalogue, self._gate, self._pool, self._requests, self._models)
         self._incarnation = uuid.uuid4().hex
         self._seen: dict[bytes, float] = {}
         self._drain_until: float | None = None

@@ -12,7 +12,12 @@ from mlx_serving.actors.admission.rendering import RenderingPool
 from mlx_serving.actors.admission.requests import Requests
 from mlx_serving.actors.base import Node
 from mlx_serving.actors.errors import ActorUnavailable, ErrorInfo, ModelLoadFailed, ModelNotFound, describe
-from mlx_serving.actors.messages.admission import ModelLoadRequested, ModelUnloadRequested, ReplicaDown, ReplicaUp
+from mlx_serving.actors.messages.admission import (
+    ModelLoadRequested,
+    ModelUnloadRequested,
+    ReplicaDown,
+    ReplicaUp,
+)
 from mlx_serving.actors.messages.frontend import Done, ModelLoaded, Refused
 from mlx_serving.actors.messages.supervision import ModelServes, ReplicaReleased, ReplicaRequested
 from mlx_serving.actors.models.store import ModelStore
@@ -65,7 +70,9 @@ class Models:
         """Take no new requests for the model, let its streams end, stop its replicas, answer."""
         served = self._catalogue.get(message.model)
         if served is None:
-            error = ErrorInfo(ModelNotFound.code, f"model {message.model!r} is not loaded", "model", model=message.model)
+            error = ErrorInfo(
+                ModelNotFound.code, f"model {message.model!r} is not loaded", "model", model=message.model
+            )
             answer(Refused(error))
             return
         served.unloading, served.released = True, False
@@ -91,7 +98,8 @@ class Models:
         served.reason = "its tokenizer is loading"
         folder = Path(message.model.path)
         self._pool.submit(
-            lambda: TextTokenizer.load(folder), lambda found, error: self._tokenizer_loaded(served, found, error)
+            lambda: TextTokenizer.load(folder),
+            lambda found, error: self._tokenizer_loaded(served, found, error),
         )
 
     def _tokenizer_loaded(self, served: Served, found: TextTokenizer | None, error: BaseException | None) -> None:

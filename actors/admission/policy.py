@@ -66,7 +66,11 @@ def _check_parameters(asked: GenerationRequested, limits: Admission) -> None:
         ("presence_penalty", -2 <= sampling.presence_penalty <= 2, "from -2 to 2"),
         ("frequency_penalty", -2 <= sampling.frequency_penalty <= 2, "from -2 to 2"),
         ("top_logprobs", 0 <= sampling.top_logprobs <= TOP_LOGPROBS_LIMIT, f"from 0 to {TOP_LOGPROBS_LIMIT}"),
-        ("logit_bias", all(-100 <= bias <= 100 for bias in sampling.logit_bias.values()), "of values from -100 to 100"),
+        (
+            "logit_bias",
+            all(-100 <= bias <= 100 for bias in sampling.logit_bias.values()),
+            "of values from -100 to 100",
+        ),
         ("max_tokens", stopping.max_tokens is None or stopping.max_tokens >= 1, "1 or more"),
         ("stop", all(stopping.stop), "without empty strings"),
         ("timeout", asked.timeout is None or asked.timeout > 0, "above 0"),
@@ -135,4 +139,6 @@ def _check_prompt(asked: GenerationRequested, prompt_ids: list[int], model: Mode
         raise InvalidParameter(f"token ids must be below {model.vocab_size}", field=field)
     unknown = [token for token in asked.sampling.logit_bias if not 0 <= token < model.vocab_size]
     if unknown:
-        raise InvalidParameter(f"logit_bias names token {unknown[0]}; ids are below {model.vocab_size}", field="logit_bias")
+        raise InvalidParameter(
+            f"logit_bias names token {unknown[0]}; ids are below {model.vocab_size}", field="logit_bias"
+        )

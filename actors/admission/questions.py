@@ -61,7 +61,8 @@ class Questions:
     def tokenize(self, asked: TokenizeRequested, answer: Answer) -> None:
         served = self._catalogue.route(asked.model, self._requests.stored)
         tokenizer, info = served.tokenizer, served.info
-        assert tokenizer is not None and info is not None
+        assert tokenizer is not None
+        assert info is not None
 
         def job() -> Tokenized:
             if (asked.text is None) == (asked.messages is None):
@@ -75,7 +76,8 @@ class Questions:
     def detokenize(self, asked: DetokenizeRequested, answer: Answer) -> None:
         served = self._catalogue.route(asked.model, self._requests.stored)
         tokenizer, info = served.tokenizer, served.info
-        assert tokenizer is not None and info is not None
+        assert tokenizer is not None
+        assert info is not None
 
         def job() -> Detokenized:
             ids = unpack_ids(asked.token_ids)

@@ -28,7 +28,13 @@ from mlx_serving.actors.messages.admission import (
     TokensGenerated,
 )
 from mlx_serving.actors.messages.batching import SequenceAborted, SequencePaused, SequenceResumed
-from mlx_serving.actors.messages.frontend import Delta, RequestAccepted, RequestFailed, RequestFinished, TokensDelivered
+from mlx_serving.actors.messages.frontend import (
+    Delta,
+    RequestAccepted,
+    RequestFailed,
+    RequestFinished,
+    TokensDelivered,
+)
 from mlx_serving.actors.messages.telemetry import RequestEnded, RequestReceived
 
 Deliver = Callable[[bytes, Any], bool]
@@ -39,7 +45,13 @@ class Requests:
     """Every live request: the only place that opens and closes streams."""
 
     def __init__(
-        self, node: Node, catalogue: Catalogue, gate: Gate, pool: RenderingPool, deliver: Deliver, first_id: int
+        self,
+        node: Node,
+        catalogue: Catalogue,
+        gate: Gate,
+        pool: RenderingPool,
+        deliver: Deliver,
+        first_id: int,
     ) -> None:
         self._node = node
         self._catalogue = catalogue
@@ -71,9 +83,7 @@ class Requests:
         self._node.emit(RequestReceived(served.name, asked.priority, True))
         tokenizer = served.tokenizer
         assert tokenizer is not None  # route() gives only models with one
-        self._pool.submit(
-            lambda: prompt_ids(tokenizer, asked), lambda ids, error: self._rendered(request, ids, error)
-        )
+        self._pool.submit(lambda: prompt_ids(tokenizer, asked), lambda ids, error: self._rendered(request, ids, error))
 
     def _rendered(self, request: Request, ids: list[int] | None, error: BaseException | None) -> None:
         if self.streams.request(request.key) is not request:
@@ -133,9 +143,7 @@ class Requests:
             sequence.produced = True
             if request.first_token_at is None:
                 request.first_token_at = self._node.clock()
-        return Delta(
-            request.key[1], sequence.queued.index, output.text, output.token_ids, output.logprobs, output.end
-        )
+        return Delta(request.key[1], sequence.queued.index, output.text, output.token_ids, output.logprobs, output.end)
 
     def returned(self, peer: bytes, credits: CreditsReturned) -> None:
         request = self.streams.request((peer, credits.request_id))
@@ -224,4 +232,3 @@ class Requests:
                 total_seconds=timings.total,
             )
         )
-

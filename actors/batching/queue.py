@@ -75,7 +75,7 @@ class WaitingLine:
 
     def _best(self, now: float) -> tuple[int, _Entry] | None:
         heads = [(rank, head) for rank in self._classes if (head := self._head(rank)) is not None]
-        return max(heads, key=lambda each: self._urgency(*each, now), default=None)
+        return max(heads, key=lambda each: self._urgency(each[0], each[1], now), default=None)
 
     def _urgency(self, rank: int, entry: _Entry, now: float) -> tuple[int, float]:
         aged = rank + int(max(0.0, now - entry.queued_at) / self.ageing)

@@ -73,14 +73,14 @@ class Scheduler:
         replica = self._running_on(sequence_id)
         if replica is not None:
             replica.paused.add(sequence_id)
-        return replica and replica.name
+        return None if replica is None else replica.name
 
     def resume(self, sequence_id: int) -> str | None:
         """The replica to tell. A resumed sequence may take one row more than was granted: it never waits again."""
         replica = self._running_on(sequence_id)
         if replica is not None:
             replica.paused.discard(sequence_id)
-        return replica and replica.name
+        return None if replica is None else replica.name
 
     def ended(self, replica: str, sequence_ids: Iterable[int]) -> None:
         load = self._replicas.get(replica)

@@ -24,7 +24,10 @@ class StepAccount:
         self._model = model
         self._since: float | None = None
         self._last_tokens_at: float | None = None
-        self._clear()
+        self._seconds: Counter[float] = Counter()
+        self._rows: Counter[float] = Counter()
+        self._gaps: Counter[float] = Counter()
+        self._tokens = self._prefill_tokens = self._active_bytes = self._cache_bytes = 0
 
     def add(self, report: StepReport, started: float, ended: float, goes_on: bool) -> None:
         """Count one step. `goes_on`: rows are left, so the time to their next token counts as a gap."""
@@ -64,10 +67,9 @@ class StepAccount:
 
     def _clear(self) -> None:
         self._since = None
-        self._seconds: Counter[float] = Counter()
-        self._rows: Counter[float] = Counter()
-        self._gaps: Counter[float] = Counter()
-        self._tokens = self._prefill_tokens = self._active_bytes = self._cache_bytes = 0
+        for counts in (self._seconds, self._rows, self._gaps):
+            counts.clear()
+        self._tokens = self._prefill_tokens = 0
 
 
 def _counted(counts: Counter[float]) -> tuple[Counted, ...]:

@@ -46,8 +46,8 @@ class GenerationRequested:
     prompt_ids: bytes | None = None
     add_special_tokens: bool = True
     n: int = 1
-    sampling: Sampling = Sampling()
-    stopping: Stopping = Stopping()
+    sampling: Sampling = attrs.field(factory=Sampling)
+    stopping: Stopping = attrs.field(factory=Stopping)
     priority: Priority = "normal"
     tenant: str = ""
     timeout: float | None = None

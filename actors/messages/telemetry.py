@@ -6,7 +6,14 @@ import attrs
 
 from mlx_serving.actors.messages.admission import MetricsRequested, QueueObserved, SystemObserved
 
-__all__ = ["MetricsRequested", "QueueObserved", "RequestEnded", "RequestReceived", "StepsCompleted", "SystemObserved"]
+__all__ = [
+    "MetricsRequested",
+    "QueueObserved",
+    "RequestEnded",
+    "RequestReceived",
+    "StepsCompleted",
+    "SystemObserved",
+]
 
 
 @attrs.frozen

@@ -132,4 +132,3 @@ class ModelInfo:
     quantization_bits: int | None = None
     is_vision: bool = False
     fingerprint: str = ""
-

@@ -95,14 +95,12 @@ class ModelStore:
         """Fetches an alias or a hub id; a model that is here and whole is returned as it is."""
         alias = ALIASES.get(name)
         if alias is None and not is_hub_id(name):
-            with contextlib.suppress(ModelNotFound):
-                return self.show(name)
-            raise not_found(name, self._names())
+            return self.show(name)
+        with contextlib.suppress(ModelNotFound, ModelLoadFailed):
+            return self.show(name)
         with self._work(name, progress) as work:
             with contextlib.suppress(ModelNotFound, ModelLoadFailed):
-                record = self.show(name)
-                shutil.rmtree(work)
-                return record
+                return self.show(name)  # someone else has brought it while this call waited
             if alias is None:
                 return self._pull_hub(name, work, progress)
             return self._pull_registry(name, alias, work, progress)
@@ -207,6 +205,7 @@ class ModelStore:
     def _finish(self, build: Path, name: str, source: str) -> ModelRecord:
         """Checks the built model, puts it in place of a damaged one if need be, and drops the work."""
         describe_folder(build, name, source)
+        (build / MARKER).unlink(missing_ok=True)  # a link here would lead into someone else's folder
         (build / MARKER).write_text(json.dumps({"name": name, "source": source}) + "\n", encoding="utf-8")
         target, work = self.folder / folder_name(name), build.parent
         if target.exists():

@@ -33,9 +33,7 @@ PROMPT = "Write a story about the number {}."
 @click.option("--max-tokens", "-n", type=_COUNT, default=64, show_default=True, help="Tokens of each answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print the measurement as one JSON object.")
 @configured
-def bench(
-    model: str | None, clients: int, requests: int, max_tokens: int, as_json: bool, sources: Sources
-) -> None:
+def bench(model: str | None, clients: int, requests: int, max_tokens: int, as_json: bool, sources: Sources) -> None:
     """Measure time to first token, inter-token latency and throughput.
 
     Every client sends its next request when the last one has ended. Answers are greedy and of fixed length.
@@ -70,9 +68,7 @@ async def _warm_up(client: Client, request: GenerationRequested) -> None:
             pass
 
 
-async def _closed_loop(
-    client: Client, requests: list[GenerationRequested], clients: int
-) -> list[RequestRecord]:
+async def _closed_loop(client: Client, requests: list[GenerationRequested], clients: int) -> list[RequestRecord]:
     waiting = iter(requests)
     rows = await asyncio.gather(*(_one_client(client, waiting) for _ in range(clients)))
     return list(itertools.chain.from_iterable(rows))

@@ -65,9 +65,7 @@ def _request(drawing: Drawing, text: str, system: str | None, chat: bool) -> Gen
     return drawing.request(messages=(*before, ChatMessage("user", text)))
 
 
-def _stream(
-    session: Session, request: GenerationRequested, echo: bool
-) -> tuple[str, list[Delta], RequestFinished]:
+def _stream(session: Session, request: GenerationRequested, echo: bool) -> tuple[str, list[Delta], RequestFinished]:
     """Print text as it comes if `echo`; the model that answered, every delta, and the result."""
     kept: list[Delta] = []
     with session.answer(request) as answer:

@@ -68,9 +68,7 @@ def summarize(records: Sequence[RequestRecord], clients: int) -> LoadReport:
         completion_tokens=tokens,
         tokens_per_second=tokens / seconds if seconds > 0 else 0.0,
         requests_per_second=len(done) / seconds if seconds > 0 else 0.0,
-        first_token=distribution(
-            record.arrivals[0][0] - record.started for record in done if record.arrivals
-        ),
+        first_token=distribution(record.arrivals[0][0] - record.started for record in done if record.arrivals),
         inter_token=distribution(gap for record in done for gap in token_gaps(record.arrivals)),
         total=distribution(record.ended - record.started for record in done),
     )

@@ -52,9 +52,7 @@ def _system() -> Finding:
         if tuple(int(part) for part in version.split(".")[:2]) < (2, 35):
             return Finding("system", "fail", fact, "MLX's Linux wheels need glibc 2.35 or newer")
     if platform.system() == "Darwin" and platform.machine() != "arm64":
-        return Finding(
-            "system", "fail", fact, "MLX needs Apple Silicon on macOS, and a Python built for arm64"
-        )
+        return Finding("system", "fail", fact, "MLX needs Apple Silicon on macOS, and a Python built for arm64")
     return Finding("system", "ok", fact)
 
 
@@ -86,9 +84,7 @@ def _disk(home: Path) -> Finding:
     try:
         free = shutil.disk_usage(home).free
     except OSError as error:
-        return Finding(
-            "disk", "fail", f"{home}: {error}", "point MLX_SERVING_HOME to a folder on a working disk"
-        )
+        return Finding("disk", "fail", f"{home}: {error}", "point MLX_SERVING_HOME to a folder on a working disk")
     fact = f"{size(free)} free in {home}"
     if free < LEAST_DISK:
         return Finding("disk", "warn", fact, "free some space, or point MLX_SERVING_HOME to another disk")
@@ -100,9 +96,7 @@ def home_folder(home: Path) -> Finding:
     mode = stat.S_IMODE(home.stat().st_mode)
     fact = f"{home} has mode {mode:04o}"
     if not os.access(home, os.W_OK | os.X_OK):
-        return Finding(
-            "home folder", "fail", f"{fact} and is not writable", "point MLX_SERVING_HOME elsewhere"
-        )
+        return Finding("home folder", "fail", f"{fact} and is not writable", "point MLX_SERVING_HOME elsewhere")
     if mode & 0o077:
         return Finding("home folder", "warn", f"{fact}: others can look in", f"run: chmod 700 {home}")
     return Finding("home folder", "ok", fact)
@@ -149,9 +143,7 @@ def _listener(port: int) -> str | None:
     """Name and pid of the process that listens on a TCP port, where the system lets us see it."""
     try:
         connections = psutil.net_connections(kind="tcp")
-        pid = next(
-            one.pid for one in connections if one.status == "LISTEN" and one.laddr and one.laddr.port == port
-        )
+        pid = next(one.pid for one in connections if one.status == "LISTEN" and one.laddr and one.laddr.port == port)
         process = psutil.Process(pid)
         words = [Path(word).name for word in process.cmdline()[:3]]
         return f"{' '.join(words) or process.name()} (pid {pid})"

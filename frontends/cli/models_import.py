@@ -20,9 +20,7 @@ from mlx_serving.frontends.cli.sources import home_folder
 @click.option("--group-size", type=int, help="Weights that share a scale, with --bits. GGUF only.")
 @click.option("--copy", is_flag=True, help="Copy a folder's files instead of linking them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the model as JSON.")
-def models_import(
-    source: Path, name: str, bits: int | None, group_size: int | None, copy: bool, as_json: bool
-) -> None:
+def models_import(source: Path, name: str, bits: int | None, group_size: int | None, copy: bool, as_json: bool) -> None:
     """Import a GGUF file or a model folder.
 
     Q4_0, Q4_1, Q5_0 and Q8_0 weights of a GGUF file are kept as they are; other kinds are quantised anew.

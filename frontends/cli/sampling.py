@@ -40,9 +40,7 @@ OPTIONS = (
     click.option("--top-p", type=_UNIT, help="Keep the likeliest tokens up to this probability."),
     click.option("--top-k", type=click.IntRange(0, _LARGEST), help="Keep this many of the likeliest tokens."),
     click.option("--min-p", type=_UNIT, help="Drop tokens less likely than this share of the likeliest."),
-    click.option(
-        "--seed", type=click.IntRange(-_LARGEST, _LARGEST), help="Makes a sampled answer repeatable."
-    ),
+    click.option("--seed", type=click.IntRange(-_LARGEST, _LARGEST), help="Makes a sampled answer repeatable."),
     click.option("--stop", multiple=True, help="End before this text; may be repeated."),
 )
 

@@ -20,9 +20,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 @click.option("--host", help="Address to bind; 127.0.0.1 unless configured.")
 @click.option("--port", type=int, help="Port to bind; 8080 unless configured, 0 picks a free one.")
 @click.option("--api-key", help="Key that requests must carry; better kept in MLX_SERVING__HTTP__API_KEY.")
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level logged."
-)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level logged.")
 @configured
 @click.pass_context
 def serve(

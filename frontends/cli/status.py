@@ -72,9 +72,7 @@ def _actors(report: StatusReported) -> Table:
 
 
 def _models(report: StatusReported) -> Table:
-    made = table(
-        "Models", "name", "state", "parameters", "context", "replicas", right=("parameters", "context")
-    )
+    made = table("Models", "name", "state", "parameters", "context", "replicas", right=("parameters", "context"))
     for model in report.models:
         name = Text(model.info.name, "bold" if model.is_default else "")
         made.add_row(

@@ -8,9 +8,7 @@ from mlx_serving.frontends.cli.sources import Sources, configured, model_name
 
 
 @click.command(cls=click.RichCommand)
-@click.option(
-    "--model", "-m", type=model_name, help="Model to serve; the setting models.default if not given."
-)
+@click.option("--model", "-m", type=model_name, help="Model to serve; the setting models.default if not given.")
 @configured
 @click.pass_context
 def stdio(ctx: click.Context, model: str | None, sources: Sources) -> None:

@@ -21,9 +21,7 @@ _SHADES = ("on grey23", "on grey35")
 
 @click.command(cls=click.RichCommand)
 @click.argument("text", nargs=-1)
-@click.option(
-    "--model", "-m", type=model_name, help="Model whose tokenizer cuts; the default model if not given."
-)
+@click.option("--model", "-m", type=model_name, help="Model whose tokenizer cuts; the default model if not given.")
 @click.option("--ids", is_flag=True, help="Print the ids alone, separated by spaces.")
 @click.option("--special/--no-special", default=True, help="Add the model's special tokens (default).")
 @click.option("--json", "as_json", is_flag=True, help="Print ids and strings as one JSON object.")
@@ -48,17 +46,13 @@ def tokenize(
         _print(name, token_ids, strings)
 
 
-def _from_server(
-    text: str, model: str | None, special: bool, sources: Sources
-) -> tuple[str, list[int], list[str]]:
+def _from_server(text: str, model: str | None, special: bool, sources: Sources) -> tuple[str, list[int], list[str]]:
     with running(sources) as session:
         answer: Tokenized = session.ask(TokenizeRequested(model, text, add_special_tokens=special))
     return answer.model, unpack_ids(answer.token_ids), list(answer.token_strings)
 
 
-def _from_store(
-    text: str, model: str | None, special: bool, sources: Sources
-) -> tuple[str, list[int], list[str]]:
+def _from_store(text: str, model: str | None, special: bool, sources: Sources) -> tuple[str, list[int], list[str]]:
     from mlx_serving.actors.models.store import ModelStore
     from mlx_serving.actors.models.tokenizer import TextTokenizer
 

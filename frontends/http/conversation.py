@@ -40,9 +40,7 @@ class ContentPart:
 
     def check(self, value: Any, path: str, problems: Problems) -> Any:
         if type(value) is dict and value.get("type") in _NOT_TEXT:
-            problems.refuse(
-                path, f"content of type {value['type']} is not supported by this server, only text"
-            )
+            problems.refuse(path, f"content of type {value['type']} is not supported by this server, only text")
             return ""
         return _TEXT_PART.check(value, path, problems).get("text", "")
 
@@ -55,9 +53,7 @@ _MESSAGE = Object(
         Parameter("role", Choice(("system", "developer", "user", "assistant", "tool")), required=True),
         Parameter("content", AnyOf((Text(), ListOf(ContentPart(), shortest=1))), required=True),
         Parameter("name", Text(1, 256), "Handed to the chat template."),
-        Parameter(
-            "tool_call_id", Text(1, 256), "Taken on a tool's message; chat templates get its text only."
-        ),
+        Parameter("tool_call_id", Text(1, 256), "Taken on a tool's message; chat templates get its text only."),
         Parameter("tool_calls", Neutral(([],)), "Not supported."),
         Parameter("function_call", Neutral(), "Not supported."),
         Parameter("refusal", Neutral(), "Not supported."),

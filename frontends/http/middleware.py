@@ -87,9 +87,7 @@ class HostGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         host = Headers(scope=scope).get("host")
         if host is not None and host_name(host) not in self._hosts:
-            raise HTTPException(
-                403, "The Host header names neither loopback nor the address this server is bound to"
-            )
+            raise HTTPException(403, "The Host header names neither loopback nor the address this server is bound to")
         await self._app(scope, receive, send)
 
 

@@ -86,9 +86,7 @@ class Parser:
         echoes = tuple(given["prompt"]) if given.get("echo") else ()
         return _call(given, False, requests, logprobs, echoes)
 
-    def _request(
-        self, given: dict[str, Any], sampling: Sampling, max_tokens: int | None
-    ) -> GenerationRequested:
+    def _request(self, given: dict[str, Any], sampling: Sampling, max_tokens: int | None) -> GenerationRequested:
         return GenerationRequested(
             request_id=0,
             model=given.get("model"),

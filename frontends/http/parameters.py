@@ -75,21 +75,15 @@ _SAMPLING = (
     Parameter("top_k", Whole(0, LARGEST_TOKEN_ID), "Draw from the k likeliest tokens; 0 switches it off."),
     Parameter("min_p", Real(0, 1), "Drop tokens below this share of the likeliest one's probability."),
     Parameter("seed", Whole(-(2**63), 2**63 - 1), "Makes the draw repeatable, whatever else runs."),
-    Parameter(
-        "repetition_penalty", Real(0, 10, above=True), "On tokens of prompt and answer; 1 switches it off."
-    ),
+    Parameter("repetition_penalty", Real(0, 10, above=True), "On tokens of prompt and answer; 1 switches it off."),
     Parameter("presence_penalty", Real(-2, 2), "On tokens that the answer already has."),
     Parameter("frequency_penalty", Real(-2, 2), "On tokens of the answer, times their count."),
     Parameter("logit_bias", LogitBias(), "Token id to an addend from -100 to 100."),
 )
 
 _STOPPING = (
-    Parameter(
-        "max_tokens", Whole(1, MOST_TOKENS), "Longest answer; the server's setting bounds it by default."
-    ),
-    Parameter(
-        "stop", AnyOf((Text(1), ListOf(Text(1), 0, 16))), "The answer ends before any of these strings."
-    ),
+    Parameter("max_tokens", Whole(1, MOST_TOKENS), "Longest answer; the server's setting bounds it by default."),
+    Parameter("stop", AnyOf((Text(1), ListOf(Text(1), 0, 16))), "The answer ends before any of these strings."),
     Parameter("stop_token_ids", TokenIds(0, 256), "The answer ends at any of these tokens."),
     Parameter("ignore_eos", Flag(), "Go on after the end of sequence."),
 )
@@ -143,10 +137,7 @@ def chat_body(most_choices: int) -> Object:
             Parameter("logprobs", Flag(), "Report the log-probability of every token."),
             Parameter("top_logprobs", Whole(0, 20), "And of this many likeliest ones; only with logprobs."),
             *_DELIVERY,
-            *(
-                Parameter(name, Neutral(values), "Not supported.")
-                for name, values in _NOT_OFFERED_IN_CHAT.items()
-            ),
+            *(Parameter(name, Neutral(values), "Not supported.") for name, values in _NOT_OFFERED_IN_CHAT.items()),
         )
     )
 
@@ -166,12 +157,8 @@ def completion_body(most_choices: int) -> Object:
             *_STOPPING,
             _choices(most_choices),
             Parameter("best_of", Whole(1, most_choices), "Only equal to n."),
-            Parameter(
-                "logprobs", Whole(0, 5), "Report the tokens' log-probabilities and this many likeliest ones."
-            ),
-            Parameter(
-                "echo", Flag(), "Put the prompt before the answer; only with text and without logprobs."
-            ),
+            Parameter("logprobs", Whole(0, 5), "Report the tokens' log-probabilities and this many likeliest ones."),
+            Parameter("echo", Flag(), "Put the prompt before the answer; only with text and without logprobs."),
             *_DELIVERY,
             Parameter("suffix", Neutral(("",)), "Not supported."),
         )

@@ -160,9 +160,7 @@ def _bind(http: Http) -> socket.socket:
 
 def _why_not(http: Http, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return (
-            f"Port {http.port} of {http.host} is taken. Choose another with --port; --port 0 picks a free one"
-        )
+        return f"Port {http.port} of {http.host} is taken. Choose another with --port; --port 0 picks a free one"
     if error.errno == errno.EACCES:
         return f"Port {http.port} needs more rights. Choose one above 1023 with --port"
     return f"Cannot bind {http.host} port {http.port}: {error.strerror}"

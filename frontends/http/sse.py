@@ -55,8 +55,7 @@ class EventEncoder:
             return b"".join(self._prefix(index) + role + self._suffix for index in range(self._call.choices))
         if self._call.echoes:
             return b"".join(
-                self._text(index, self._call.echoes[index // self._call.n])
-                for index in range(self._call.choices)
+                self._text(index, self._call.echoes[index // self._call.n]) for index in range(self._call.choices)
             )
         return b""
 

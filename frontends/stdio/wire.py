@@ -44,14 +44,10 @@ class Wire:
             body = _error(request_id, error)
         if self.line_limit is not None and len(body) >= self.line_limit:
             problem = f"the result has {len(body)} bytes and a line to this host at most {self.line_limit}"
-            body = _error(
-                request_id, RequestTooLarge(f"{problem}: ask for less, or use Content-Length framing")
-            )
+            body = _error(request_id, RequestTooLarge(f"{problem}: ask for less, or use Content-Length framing"))
         await self._send(body, REPLY_BACKLOG)
 
-    async def refuse(
-        self, request_id: RequestId | None, error: BaseException, model_id: str | None = None
-    ) -> None:
+    async def refuse(self, request_id: RequestId | None, error: BaseException, model_id: str | None = None) -> None:
         """The error that ended a request; id None if it is not known which."""
         await self._send(_error(request_id, error, model_id), REPLY_BACKLOG)
 

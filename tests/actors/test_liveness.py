@@ -5,7 +5,9 @@ import pytest
 from mlx_serving.actors.liveness import Pulse, backoff, verdict
 from mlx_serving.config.schema import Supervision
 
-LIMITS = Supervision(heartbeat_timeout=5.0, progress_timeout=30.0, restart_backoff=0.5, restart_backoff_max=4.0, max_restarts=5)
+LIMITS = Supervision(
+    heartbeat_timeout=5.0, progress_timeout=30.0, restart_backoff=0.5, restart_backoff_max=4.0, max_restarts=5
+)
 
 
 def test_an_idle_actor_that_beats_is_well_for_ever() -> None:

@@ -68,9 +68,7 @@ def test_arrivals_have_the_rate_and_depend_on_the_seed_alone() -> None:
 
 def test_a_request_that_is_left_after_some_events_is_no_error() -> None:
     with EventServer() as server:
-        left, other = _run(
-            server, Request({"max_tokens": 200_000}, cancel_after=5), Request({"max_tokens": 9})
-        )
+        left, other = _run(server, Request({"max_tokens": 200_000}, cancel_after=5), Request({"max_tokens": 9}))
     assert left.cancelled
     assert left.error is None
     assert left.events >= 5

@@ -14,9 +14,7 @@ from tools.bench.spec import Outcome
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0, 1))
-def test_a_quantile_lies_within_the_samples_and_grows_with_the_share(
-    samples: list[float], share: float
-) -> None:
+def test_a_quantile_lies_within_the_samples_and_grows_with_the_share(samples: list[float], share: float) -> None:
     ordered = sorted(samples)
     assert ordered[0] <= quantile(ordered, share) <= ordered[-1]
     assert quantile(ordered, share / 2) <= quantile(ordered, share)

@@ -98,9 +98,7 @@ def test_a_model_that_is_not_here_is_refused_with_near_names(live: Run) -> None:
     assert "smollm2-135m" in refused.stderr
 
 
-def test_tokenize_says_the_same_with_a_server_and_without(
-    live: Run, run: Run, serving_home: Path, home: Path
-) -> None:
+def test_tokenize_says_the_same_with_a_server_and_without(live: Run, run: Run, serving_home: Path, home: Path) -> None:
     (home / "models").mkdir()
     (home / "models" / "smollm2-135m").symlink_to((serving_home / "models" / "smollm2-135m").resolve())
     text = ("tokenize", "Grüße, world", "--json")

@@ -39,9 +39,7 @@ def test_a_damaged_model_is_listed_apart_with_its_reason(shell: Shell, home: Pat
     assert "broken" not in listed.stdout
 
 
-def test_a_folder_without_a_model_is_refused_and_leaves_nothing(
-    shell: Shell, folder: Path, home: Path
-) -> None:
+def test_a_folder_without_a_model_is_refused_and_leaves_nothing(shell: Shell, folder: Path, home: Path) -> None:
     refused = shell("models", "import", str(folder), "--name", "mine")
     assert refused.exit_code in (1, 2)
     assert refused.stderr.startswith(("error:", "mine:"))

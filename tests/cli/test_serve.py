@@ -120,9 +120,7 @@ def test_ctrl_c_ends_generate_and_frees_its_row(lasting: Server, serving_home: P
     until(lambda: active_streams(lasting) == 0, what="the end of the stream")
 
 
-def test_ctrl_c_stops_an_answer_of_chat_and_keeps_the_conversation(
-    lasting: Server, serving_home: Path
-) -> None:
+def test_ctrl_c_stops_an_answer_of_chat_and_keeps_the_conversation(lasting: Server, serving_home: Path) -> None:
     with started(serving_home, "chat", "-n", "100") as chat:
         assert chat.stdin is not None
         chat.stdin.write("Hello\n")

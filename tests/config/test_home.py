@@ -16,9 +16,7 @@ def test_the_home_folder_is_made_for_its_user_alone(tmp_path: Path) -> None:
     assert serving_home({"MLX_SERVING_HOME": str(home)}) == home
 
 
-def test_without_a_variable_it_is_in_the_users_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_variable_it_is_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert serving_home({}) == tmp_path / ".mlx-serving"
     assert serving_home({"MLX_SERVING_HOME": ""}) == tmp_path / ".mlx-serving"

@@ -216,10 +216,7 @@ def test_empty_files_and_sections_change_nothing(tmp_path: Path, text: str) -> N
 
 
 def test_plain_scalars_mean_what_they_say(tmp_path: Path) -> None:
-    text = (
-        "http: {host: no, heartbeat_seconds: 1e1}\n"
-        "models: {default: 1:30, preload: [on, off]}"
-    )
+    text = "http: {host: no, heartbeat_seconds: 1e1}\nmodels: {default: 1:30, preload: [on, off]}"
     settings = load_file(tmp_path, text).settings
     assert settings.http.host == "no"
     assert settings.http.heartbeat_seconds == 10.0
@@ -271,9 +268,7 @@ def test_every_packaged_profile_is_valid_and_changes_something(tmp_path: Path) -
         ("MLX_SERVING__", "1", "is a group of settings"),
     ],
 )
-def test_a_bad_variable_is_refused_with_its_name(
-    tmp_path: Path, variable: str, value: str, expected: str
-) -> None:
+def test_a_bad_variable_is_refused_with_its_name(tmp_path: Path, variable: str, value: str, expected: str) -> None:
     message = refusal(home=tmp_path, env={variable: value})
     assert expected in message
     assert variable in message

@@ -23,7 +23,5 @@ def test_the_packaged_file_names_every_setting_with_its_default(tmp_path: Path) 
 
 def test_the_generated_pages_are_up_to_date() -> None:
     script = ROOT / "tools" / "reference.py"
-    done = subprocess.run(
-        [sys.executable, script, "--check"], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")

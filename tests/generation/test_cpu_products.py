@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
-import mlx.nn as nn
+import mlx.nn
 import numpy as np
 import pytest
 
 from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
 
+nn: Any = mlx.nn
 
-class Model(nn.Module):
+
+class Model(nn.Module):  # type: ignore[misc]
     def __init__(self, bits: int, group_size: int) -> None:
         super().__init__()
         self.embed = nn.QuantizedEmbedding(96, 64, group_size, bits)

@@ -19,9 +19,7 @@ from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
 
-PROMPTS = [
-    list(text.encode()) for text in ("a", "hello", "the cat sat", "1 2 3 4 5 6 7", "zz", "so it goes" * 4)
-]
+PROMPTS = [list(text.encode()) for text in ("a", "hello", "the cat sat", "1 2 3 4 5 6 7", "zz", "so it goes" * 4)]
 MARKED = 200
 """A token of the vocabulary that the tests' faulty models stumble over."""
 
@@ -38,9 +36,7 @@ def test_a_batch_says_what_mlx_lm_says_for_each_alone(tiny: MlxEngine, expected:
     assert driver.ids(ids) == expected
 
 
-def test_rows_that_join_and_leave_at_any_time_say_the_same(
-    tiny: MlxEngine, expected: list[list[int]]
-) -> None:
+def test_rows_that_join_and_leave_at_any_time_say_the_same(tiny: MlxEngine, expected: list[list[int]]) -> None:
     driver = Driver(tiny)
     ids = []
     for prompt in PROMPTS:
@@ -63,9 +59,7 @@ def test_a_row_says_its_tokens_one_a_step(tiny: MlxEngine) -> None:
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_paused_row_says_nothing_and_then_the_rest(
-    tiny: MlxEngine, expected: list[list[int]], alone: bool
-) -> None:
+def test_a_paused_row_says_nothing_and_then_the_rest(tiny: MlxEngine, expected: list[list[int]], alone: bool) -> None:
     driver = Driver(tiny)
     paused = driver.submit(PROMPTS[2])
     others = [] if alone else [driver.submit(PROMPTS[1]), driver.submit(PROMPTS[3])]
@@ -144,9 +138,7 @@ def test_a_row_can_be_cancelled_at_any_moment_of_its_life(tiny: MlxEngine, expec
     assert tiny._batch.rows == []
 
 
-def test_no_more_rows_decode_together_than_there_are_slots(
-    tiny_llama: ModelRecord, expected: list[list[int]]
-) -> None:
+def test_no_more_rows_decode_together_than_there_are_slots(tiny_llama: ModelRecord, expected: list[list[int]]) -> None:
     driver = Driver(loaded(tiny_llama, Generation(max_rows=2)))
     ids = [driver.submit(prompt) for prompt in PROMPTS]
     reports = driver.run()
@@ -180,9 +172,7 @@ def test_a_prompt_of_one_token_needs_no_prefill(tiny: MlxEngine, expected: list[
 def test_end_of_sequence_and_stop_tokens_end_a_row_and_not_its_neighbours(tiny: MlxEngine) -> None:
     # The bias forces the end of sequence on the first row from its first token on.
     driver = Driver(tiny)
-    ended = driver.submit(
-        PROMPTS[1], Sampling(temperature=0, logit_bias={EOS: 100.0}), Stopping(max_tokens=20)
-    )
+    ended = driver.submit(PROMPTS[1], Sampling(temperature=0, logit_bias={EOS: 100.0}), Stopping(max_tokens=20))
     other = driver.submit(PROMPTS[1])
     driver.run()
     said = driver.sequences[other].ids
@@ -211,9 +201,7 @@ def test_an_answer_ends_at_the_context_at_the_latest(tiny: MlxEngine) -> None:
     assert (end.reason, end.prompt_tokens, end.completion_tokens) == ("length", 500, 12)
 
 
-def test_what_can_never_run_is_refused_and_disturbs_nobody(
-    tiny: MlxEngine, expected: list[list[int]]
-) -> None:
+def test_what_can_never_run_is_refused_and_disturbs_nobody(tiny: MlxEngine, expected: list[list[int]]) -> None:
     driver = Driver(tiny)
     running = driver.submit(PROMPTS[1])
     driver.step()

@@ -70,9 +70,7 @@ def _stopping(tokens: int) -> Stopping:
     return Stopping(max_tokens=tokens, ignore_eos=True)
 
 
-def test_the_model_as_it_is_stored_says_what_mlx_lm_says(
-    quantized: MlxEngine, tokenizer: TextTokenizer
-) -> None:
+def test_the_model_as_it_is_stored_says_what_mlx_lm_says(quantized: MlxEngine, tokenizer: TextTokenizer) -> None:
     driver = Driver(quantized)
     prompts = [tokenizer.encode(prompt) for prompt in SENTENCES[:3]]
     ids = [driver.submit(prompt, stopping=_stopping(6)) for prompt in prompts]
@@ -102,9 +100,7 @@ def test_twenty_prompts_eight_at_a_time_beside_sampled_ones_equal_mlx_lm(
         assert driver.sequences[each].text == tokenizer.decode(driver.sequences[each].ids)
 
 
-def test_pausing_changes_nothing(
-    engine: MlxEngine, tokenizer: TextTokenizer, references: list[Reference]
-) -> None:
+def test_pausing_changes_nothing(engine: MlxEngine, tokenizer: TextTokenizer, references: list[Reference]) -> None:
     driver = Driver(engine)
     ids = [driver.submit(tokenizer.encode(PROMPTS[place]), GREEDY, _stopping(TOKENS)) for place in range(3)]
     driver.run_until(ids[0], 4)
@@ -153,9 +149,7 @@ def test_a_stop_string_across_token_borders_is_cut_out(
     assert end.completion_tokens < TOKENS
 
 
-def test_a_seeded_answer_is_the_same_alone_and_in_a_batch(
-    engine: MlxEngine, tokenizer: TextTokenizer
-) -> None:
+def test_a_seeded_answer_is_the_same_alone_and_in_a_batch(engine: MlxEngine, tokenizer: TextTokenizer) -> None:
     driver = Driver(engine)
     sampling = Sampling(seed=42, temperature=0.9, top_p=0.95)
     prompt = tokenizer.encode(PROMPTS[1])

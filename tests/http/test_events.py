@@ -67,9 +67,7 @@ def test_any_text_arrives_as_it_was(texts: list[str]) -> None:
 
 
 def test_deltas_of_one_choice_that_came_together_share_an_event() -> None:
-    events = choices(
-        encoder(chat(n=2)).deltas([delta(0, "a"), delta(1, "x"), delta(0, "b", end=ending("length"))])
-    )
+    events = choices(encoder(chat(n=2)).deltas([delta(0, "a"), delta(1, "x"), delta(0, "b", end=ending("length"))]))
     assert [(choice["index"], choice["delta"], choice["finish_reason"]) for choice in events] == [
         (0, {"content": "ab"}, None),
         (1, {"content": "x"}, None),

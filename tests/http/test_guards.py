@@ -80,9 +80,7 @@ def test_a_large_body_is_read_beside_the_loop(url: str, browse: Browse) -> None:
     assert browser.post("/detokenize", json={"tokens": [97] * 200_000 + [-1]}).status_code == 400
 
 
-@pytest.mark.parametrize(
-    "media_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"]
-)
+@pytest.mark.parametrize("media_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
 def test_a_body_of_another_type_is_refused(url: str, browse: Browse, media_type: str | None) -> None:
     headers = {} if media_type is None else {"content-type": media_type}
     response = browse(url).post("/tokenize", content=b'{"text": "a"}', headers=headers)
@@ -93,9 +91,7 @@ def test_a_body_of_another_type_is_refused(url: str, browse: Browse, media_type:
     "body",
     [b"", b"{", b"[]", b"3", b"null", b'{"text": "\\ud800"}', b'{"text": NaN}', b"\xff\xfe", b"[" * 99_999],
 )
-@pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/admin/models/load"]
-)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/admin/models/load"])
 def test_a_broken_body_is_the_callers_mistake(url: str, browse: Browse, path: str, body: bytes) -> None:
     response = browse(url).post(path, content=body, headers=JSON)
     assert response.status_code == 400

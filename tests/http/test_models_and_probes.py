@@ -48,9 +48,7 @@ def test_a_question_that_is_refused_has_the_status_of_its_error(serve: Serve, br
     assert (response.status_code, response.json()["error"]["model"]) == (404, "x")
 
 
-def test_a_bug_is_answered_and_told_to_the_log(
-    serve: Serve, browse: Browse, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bug_is_answered_and_told_to_the_log(serve: Serve, browse: Browse, caplog: pytest.LogCaptureFixture) -> None:
     client = FakeClient()
     client.answers[asked.TokenizeRequested] = object()
     response = browse(serve(client)).post("/tokenize", json={"text": "ab"})

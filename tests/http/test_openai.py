@@ -244,9 +244,7 @@ def test_token_ids_are_prompts_too() -> None:
     assert [unpack_ids(request.prompt_ids or b"") for request in call.requests] == [[1], [2, 3]]
 
 
-@pytest.mark.parametrize(
-    "prompt", ["", [], [[]], [""], ["a", 1], [1, "a"], [1, -1], [[1], 2], [1, 1.0], 5, {}]
-)
+@pytest.mark.parametrize("prompt", ["", [], [[]], [""], ["a", 1], [1, "a"], [1, -1], [[1], 2], [1, 1.0], 5, {}])
 def test_an_empty_or_mixed_prompt_is_refused(prompt: Any) -> None:
     error = completion_refusal(prompt=prompt)
     assert isinstance(error, InvalidParameter)

@@ -126,6 +126,4 @@ def test_errors_have_the_types_of_the_client(client: OpenAI, fake: FakeClient) -
         client.with_options(api_key="wrong").models.list()
     fake.refusal = Overloaded("too much", retry_after=1)
     with pytest.raises(openai.RateLimitError):
-        client.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": "hi"}], stream=True
-        )
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hi"}], stream=True)

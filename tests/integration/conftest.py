@@ -25,6 +25,10 @@ def placement(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def scripted(serving_home: Path, placement: str) -> Iterator[Server]:
     """A server whose replica says prepared tokens, 2 ms a step."""
-    settings = {**placed(placement), "generation__engine": "scripted", "generation__scripted_step_seconds": 0.002}
+    settings = {
+        **placed(placement),
+        "generation__engine": "scripted",
+        "generation__scripted_step_seconds": 0.002,
+    }
     with Server(serving_home, admission__stream_window=64, **settings) as server:
         yield server

@@ -24,6 +24,9 @@ def test_a_live_setting_takes_hold_and_an_invalid_file_changes_nothing(serving_h
         said = server.log().count("[info")
         pid = server.replica_pid()
         os.kill(pid, signal.SIGKILL)
-        until(lambda: server.get("/readyz")[0] == 200 and server.replica_pid() not in (0, pid), what="a new replica")
+        until(
+            lambda: server.get("/readyz")[0] == 200 and server.replica_pid() not in (0, pid),
+            what="a new replica",
+        )
         assert server.log().count("[info") == said
         assert "actor lost" in server.log()

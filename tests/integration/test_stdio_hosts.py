@@ -18,9 +18,7 @@ MODEL = "smollm2-135m"
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(
-        shutil.which("node") is None, reason="Node.js is not installed: its hosts cannot be tested"
-    ),
+    pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed: its hosts cannot be tested"),
 ]
 
 

@@ -185,6 +185,22 @@ def test_a_folder_is_linked_or_copied(models: ModelStore, tiny_folder: Path, tmp
     assert (source / "model.safetensors").exists()
 
 
+def test_importing_a_model_of_another_store_leaves_that_store_alone(
+    models: ModelStore, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    other = ModelStore(tmp_path / "other")
+    before = other.import_gguf(tiny_gguf, "theirs")
+    assert models.import_folder(before.path, "mine").source == str(before.path)
+    assert other.show("theirs") == before
+
+
+def test_a_model_that_is_here_needs_no_writable_home(models: ModelStore, alias: str) -> None:
+    record = models.pull(alias)
+    shutil.rmtree(models.folder / ".partial")
+    (models.folder / ".partial").write_text("in the way")
+    assert models.pull(alias) == record
+
+
 def test_a_folder_that_is_no_model_is_refused_by_what_it_lacks(models: ModelStore, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed, match="tokenizer"):
         models.import_folder(tmp_path, "mine")

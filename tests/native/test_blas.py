@@ -98,9 +98,7 @@ def test_without_the_built_library_the_reason_says_what_to_do(monkeypatch: pytes
 
 
 @needs_library
-def test_a_library_that_cannot_be_loaded_leaves_the_reference(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_library_that_cannot_be_loaded_leaves_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "libscipy_openblas.so"
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(blas, "_openblas", lambda: broken)

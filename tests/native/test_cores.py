@@ -13,9 +13,7 @@ def write(path: Path, text: str) -> None:
 def two_threads_a_core(root: Path, cpus: int) -> None:
     for cpu in range(cpus):
         first = cpu - cpu % 2
-        write(
-            root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", f"{first}-{first + 1}\n"
-        )
+        write(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", f"{first}-{first + 1}\n")
 
 
 def test_threads_of_one_core_count_once(tmp_path: Path) -> None:

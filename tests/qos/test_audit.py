@@ -28,9 +28,7 @@ def test_there_is_nothing_to_read_before_the_first_entry(tmp_path: Path) -> None
     assert read_audit(audit_path(tmp_path), 10) == []
 
 
-def test_the_file_stays_bounded_and_the_latest_entries_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_stays_bounded_and_the_latest_entries_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "MAX_BYTES", 2000)
     path = audit_path(tmp_path)
     log = AuditLog(path)

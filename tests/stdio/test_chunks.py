@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from mlx_serving.frontends.stdio.chunks import Token, chunks
 
-texts = (
-    st.text(max_size=30) | st.text(min_size=1000, max_size=3000) | st.sampled_from(["\0" * 5000, "🌍" * 5000])
-)
+texts = st.text(max_size=30) | st.text(min_size=1000, max_size=3000) | st.sampled_from(["\0" * 5000, "🌍" * 5000])
 tokens = st.lists(
     st.fixed_dictionaries({"token": texts, "token_id": st.integers(0, 2**32 - 1)}), min_size=1, max_size=300
 )
@@ -16,9 +14,7 @@ printable = st.text(min_size=1, max_size=128).filter(str.isprintable)
 
 
 @given(tokens, printable, st.integers(4096, 65_000))
-def test_a_chunk_never_exceeds_a_line_and_nothing_is_lost(
-    given_tokens: list[Token], name: str, limit: int
-) -> None:
+def test_a_chunk_never_exceeds_a_line_and_nothing_is_lost(given_tokens: list[Token], name: str, limit: int) -> None:
     told: list[Token] = []
     for chunk in chunks(name, given_tokens, limit):
         line = orjson.dumps({"jsonrpc": "2.0", "method": "stream.chunk", "params": chunk}) + b"\n"

@@ -54,9 +54,7 @@ def test_framed_messages_come_out_whole_however_they_are_cut(messages: list[byte
 
 
 @given(st.lists(bodies | noise, max_size=6), places, st.integers(8, 200))
-def test_where_the_stream_is_cut_changes_nothing_for_lines(
-    lines: list[bytes], where: list[int], limit: int
-) -> None:
+def test_where_the_stream_is_cut_changes_nothing_for_lines(lines: list[bytes], where: list[int], limit: int) -> None:
     stream = b"{}\n" + b"\n".join(lines)
     assert fed(cut(stream, where), limit) == fed([stream], limit)
 
@@ -70,18 +68,14 @@ def test_where_the_stream_is_cut_changes_nothing_for_framed_messages(
 
 
 @given(st.lists(st.tuples(noise, bodies), min_size=1, max_size=5), places)
-def test_framed_messages_survive_noise_between_them(
-    parts: list[tuple[bytes, bytes]], where: list[int]
-) -> None:
+def test_framed_messages_survive_noise_between_them(parts: list[tuple[bytes, bytes]], where: list[int]) -> None:
     stream = framed(b"{}") + b"".join(garbage + framed(body) for garbage, body in parts)
     incoming = fed(cut(stream, where))
     assert complete(incoming) == [b"{}", *(body for _, body in parts)]
     assert len(incoming) <= 1 + 2 * len(parts)
 
 
-@pytest.mark.parametrize(
-    "broken", [b"Content-Length: x\r\n\r\n", b"X-Name: 1\r\n\r\n", b"X" * 9000 + b"\n", b"\0\n"]
-)
+@pytest.mark.parametrize("broken", [b"Content-Length: x\r\n\r\n", b"X-Name: 1\r\n\r\n", b"X" * 9000 + b"\n", b"\0\n"])
 def test_a_broken_header_is_reported_once_and_skipped(broken: bytes) -> None:
     stream = framed(b"[1]") + broken + framed(b"[2]")
     first, problem, second = fed([stream])

@@ -38,7 +38,7 @@ class SlowClient(FakeClient):
         super().__init__()
         self.loaded = asyncio.Event()
 
-    async def ask(self, message: Any, *, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+    async def ask(self, message: Any, *, timeout: float | None = None) -> Any:
         if isinstance(message, asked.ModelLoadRequested):
             await self.loaded.wait()
         return await super().ask(message, timeout=timeout)
@@ -91,9 +91,7 @@ async def test_each_framing_is_answered_in_kind(headers: bool) -> None:
         ),
     ],
 )
-async def test_a_bad_message_gets_its_error_and_the_next_one_works(
-    line: bytes, code: int, request_id: object
-) -> None:
+async def test_a_bad_message_gets_its_error_and_the_next_one_works(line: bytes, code: int, request_id: object) -> None:
     async with connected(FakeClient(), configuration=settings(max_line_bytes=4000)) as host:
         host.write(line + b"\n")
         host.call("health", request_id="next")

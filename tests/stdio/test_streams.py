@@ -266,8 +266,7 @@ async def test_a_batch_starts_each_stream_or_says_why_not() -> None:
 
 def _ended(host: Host, stream_id: str) -> bool:
     return any(
-        message.get("method") == "stream.event" and message["params"]["stream_id"] == stream_id
-        for message in host.seen
+        message.get("method") == "stream.event" and message["params"]["stream_id"] == stream_id for message in host.seen
     )
 
 

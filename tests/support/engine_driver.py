@@ -49,9 +49,7 @@ class Driver:
         sequence_id = len(self.sequences)
         wanted = stopping if stopping is not None else Stopping(max_tokens=8, ignore_eos=True)
         self.sequences[sequence_id] = Collected()
-        self.engine.submit(
-            SequenceQueued(sequence_id, "tiny", pack_ids(prompt), sampling, wanted, 0, 1.0, index), 2.0
-        )
+        self.engine.submit(SequenceQueued(sequence_id, "tiny", pack_ids(prompt), sampling, wanted, 0, 1.0, index), 2.0)
         return sequence_id
 
     def step(self) -> StepReport:

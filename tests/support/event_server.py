@@ -78,9 +78,7 @@ class EventServer:
             await asyncio.Event().wait()
         if "status" in body:
             document = b'{"error":{"message":"no","type":"t"}}'
-            writer.write(
-                b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (body["status"], len(document), document)
-            )
+            writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (body["status"], len(document), document))
         else:
             await self._stream(writer, body)
         await writer.drain()
@@ -88,9 +86,7 @@ class EventServer:
 
     async def _stream(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
         chunked = not body.get("close")
-        writer.write(
-            _HEAD + (b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Connection: close\r\n\r\n")
-        )
+        writer.write(_HEAD + (b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Connection: close\r\n\r\n"))
         tokens, group = body["max_tokens"], body.get("per_write", 1)
         for start in range(0, tokens, group):
             data = b"".join(_EVENT % number for number in range(start, min(start + group, tokens)))

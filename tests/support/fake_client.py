@@ -166,7 +166,7 @@ class FakeClient:
         self.streams.append(stream)
         return stream
 
-    async def ask(self, message: Any, *, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+    async def ask(self, message: Any, *, timeout: float | None = None) -> Any:
         self.asked.append(message)
         answer = self.answers.get(type(message)) or _answer(message)
         if isinstance(answer, ServingError):
@@ -184,9 +184,7 @@ def served(state: str = "ready") -> told.ServedModel:
 def status(*, ready: bool = True, reason: str = "", draining: bool = False) -> told.StatusReported:
     actor = asked.ActorState("admission", "ready", "thread", 1, 0, 2.0)
     queue = asked.QueueObserved(0, 0, 0, 0.0, 0)
-    return told.StatusReported(
-        "0.1.0", ready, reason, draining, 2.0, (actor,), (served(),), queue, 0, (), 1000, 0
-    )
+    return told.StatusReported("0.1.0", ready, reason, draining, 2.0, (actor,), (served(),), queue, 0, (), 1000, 0)
 
 
 def _answer(message: Any) -> Any:

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import IO, Any, cast
 
 import psutil
-
 from support.wait import until
 
 COMMAND = [sys.executable, "-m", "mlx_serving.frontends.cli.main"]
@@ -36,12 +35,16 @@ class Server:
         self._home = home
         self._ready = ready
         self._environment = environment(home, http__port=0, **settings)
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
         self._children: list[psutil.Process] = []
 
     def __enter__(self) -> Server:
         self.process = subprocess.Popen(
-            [*COMMAND, "serve"], env=self._environment, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL
+            [*COMMAND, "serve"],
+            env=self._environment,
+            stdout=self._log,
+            stderr=self._log,
+            stdin=subprocess.DEVNULL,
         )
         try:
             self.url: str = until(self._announced, seconds=60, what="the address")

@@ -83,14 +83,10 @@ def test_counters_equal_the_traffic(requests: list[RequestEnded]) -> None:
     assert numbers(aggregate, metrics.REQUESTS) == expected
     for model in {each.model for each in requests}:
         of_model = [each for each in requests if each.model == model]
-        assert numbers(aggregate, metrics.PROMPT_TOKENS)[model,] == sum(
-            each.prompt_tokens for each in of_model
-        )
+        assert numbers(aggregate, metrics.PROMPT_TOKENS)[model,] == sum(each.prompt_tokens for each in of_model)
         completion = numbers(aggregate, metrics.COMPLETION_TOKENS)[model,]
         assert completion == sum(each.completion_tokens for each in of_model)
-        assert numbers(aggregate, metrics.CACHED_TOKENS)[model,] == sum(
-            each.cached_tokens for each in of_model
-        )
+        assert numbers(aggregate, metrics.CACHED_TOKENS)[model,] == sum(each.cached_tokens for each in of_model)
         duration = dict(aggregate.series[metrics.DURATION].distributions())[model,]
         assert sum(duration.counts) == len(of_model)
         assert duration.total == pytest.approx(sum(each.total_seconds for each in of_model))

@@ -96,19 +96,11 @@ BENCHMARKS: dict[str, Callable[[Run], dict[str, Any]]] = {
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
     options = (
-        click.option(
-            "--model", default="smollm2-135m", show_default=True, help="A stored model, alias or folder."
-        ),
-        click.option(
-            "--out", type=click.Path(path_type=Path), help="Folder of the results [build/benchmarks/TIME]."
-        ),
+        click.option("--model", default="smollm2-135m", show_default=True, help="A stored model, alias or folder."),
+        click.option("--out", type=click.Path(path_type=Path), help="Folder of the results [build/benchmarks/TIME]."),
         click.option("--quick/--full", "quick", default=True, help="Show that it works, or measure [quick]."),
-        click.option(
-            "--llama-server", type=click.Path(exists=True, path_type=Path), help="Binary of one more peer."
-        ),
-        click.option(
-            "--gguf", type=click.Path(exists=True, path_type=Path), help="The model's file for that peer."
-        ),
+        click.option("--llama-server", type=click.Path(exists=True, path_type=Path), help="Binary of one more peer."),
+        click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="The model's file for that peer."),
     )
     for option in reversed(options):
         command = option(command)
@@ -132,9 +124,7 @@ def main() -> None:
 def _add(name: str) -> None:
     @main.command(name.replace("_", "-"), help=f"Run the {name.replace('_', ' ')} benchmark.")
     @_common
-    def command(
-        model: str, out: Path | None, quick: bool, llama_server: Path | None, gguf: Path | None
-    ) -> None:
+    def command(model: str, out: Path | None, quick: bool, llama_server: Path | None, gguf: Path | None) -> None:
         _carry_out(name, _run_from(model, out, quick, llama_server, gguf))
 
 

@@ -37,21 +37,16 @@ class Plan:
     """Also mlx_lm's server and process under the other BLAS choice."""
 
 
-def compare(
-    model: str, folder: Path, plan: Plan, out: Path, further: Sequence[Recipe] = ()
-) -> dict[str, Any]:
+def compare(model: str, folder: Path, plan: Plan, out: Path, further: Sequence[Recipe] = ()) -> dict[str, Any]:
     """Rates of every contestant in every repetition, and ratios of ours to each other one.
 
     Peers read `folder`, in float32 where this server computes in it."""
     with ExitStack() as stack:
         folder = stack.enter_context(peer_folder(folder))
-        workers = {
-            f"in process{_label(blas)}": stack.enter_context(Worker(folder, blas)) for blas in _choices(plan)
-        }
+        workers = {f"in process{_label(blas)}": stack.enter_context(Worker(folder, blas)) for blas in _choices(plan)}
         recipes = [ours(model), *(mlx_lm_server(folder, blas) for blas in _choices(plan)[::-1]), *further]
         servers = [
-            stack.enter_context(Server(recipe, out / "logs" / f"compare-{i}.log"))
-            for i, recipe in enumerate(recipes)
+            stack.enter_context(Server(recipe, out / "logs" / f"compare-{i}.log")) for i, recipe in enumerate(recipes)
         ]
         chats = long_answers(next(iter(workers.values())), plan)
         for server in servers:
@@ -110,9 +105,7 @@ def _in_process(worker: Worker, chat: Messages, plan: Plan) -> float:
 
 def _over_http(server: Server, chats: Sequence[Messages], plan: Plan) -> float:
     """Decode rate in tokens a second of one request per chat, all at once."""
-    outcomes = server.drive(
-        [_request(chat, plan.tokens) for chat in chats], clients=len(chats), keep_times=True
-    )
+    outcomes = server.drive([_request(chat, plan.tokens) for chat in chats], clients=len(chats), keep_times=True)
     _check(server.recipe.name, outcomes, plan.tokens)
     rate = steady_rate(outcomes)
     if rate is None:
@@ -143,9 +136,7 @@ def _judge(rates: dict[str, list[float]], subject: str) -> dict[str, Any]:
         name: {
             "rates": values,
             "rate": _json(Spread.of(values)),
-            "ratio": None
-            if name == subject
-            else _json(Spread.of(a / b for a, b in zip(own, values, strict=True))),
+            "ratio": None if name == subject else _json(Spread.of(a / b for a, b in zip(own, values, strict=True))),
         }
         for name, values in rates.items()
     }

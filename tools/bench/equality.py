@@ -48,9 +48,7 @@ def equality(model: str, folder: Path, count: int, out: Path, seed: int = 0) -> 
         plain = _answers(server, lengths, seed, logprobs=True)
         streamed = _answers(server, lengths, seed + 1, logprobs=False)
     with peer_folder(folder) as same, Worker(same) as worker:
-        references = [
-            worker.generate(prompts.mixed(i), tokens, margins=True) for i, tokens in enumerate(lengths)
-        ]
+        references = [worker.generate(prompts.mixed(i), tokens, margins=True) for i, tokens in enumerate(lengths)]
     compared = [judge(i, reference, plain[i]) for i, reference in enumerate(references)]
     texts = [reference["text"] == streamed[i].text for i, reference in enumerate(references)]
     return {

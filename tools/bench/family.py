@@ -20,9 +20,7 @@ class Member:
 def members(process: psutil.Process) -> list[Member]:
     """The host process and its working descendants, host first; a process that ends meanwhile is left out."""
     found = [_member(process, "host")]
-    found += [
-        _member(child, "replica") for child in process.children(recursive=True) if not _is_bookkeeping(child)
-    ]
+    found += [_member(child, "replica") for child in process.children(recursive=True) if not _is_bookkeeping(child)]
     return [member for member in found if member is not None]
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import attrs
 
-from tools.bench import prompts
 from tools.bench.family import Member, members
 from tools.bench.load import summarise
 from tools.bench.peers import Server
-from tools.bench.spec import Request
+from tools.bench.spec import COMPLETIONS, Request
+
+_WORDS = ("river", "stone", "under", "seven", "green", "and", "the", "slowly", "window", "goes")
 
 
 def memory(server: Server, requests: int, baseline: int, clients: int = 8, seed: int = 0) -> dict[str, Any]:
@@ -38,16 +39,16 @@ def memory(server: Server, requests: int, baseline: int, clients: int = 8, seed:
 
 
 def _short(draw: random.Random, index: int) -> Request:
-    """A request for 4 to 16 tokens; one in four is left after 1 to 6 events."""
+    """A prompt of 1 to 8 words, an answer of at most 2 to 9 tokens; one in four is left after 1 to 4 events."""
     body = {
-        "messages": prompts.chat(draw.randrange(prompts.COUNT)),
-        "max_tokens": draw.randrange(4, 17),
+        "prompt": " ".join(draw.choices(_WORDS, k=draw.randrange(1, 9))),
+        "max_tokens": draw.randrange(2, 10),
         "temperature": draw.choice((0, 0.8)),
         "seed": index,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    return Request(body, cancel_after=draw.randrange(1, 7) if draw.random() < 0.25 else None)
+    return Request(body, path=COMPLETIONS, cancel_after=draw.randrange(1, 5) if draw.random() < 0.25 else None)
 
 
 def _sample(server: Server, after: int) -> dict[str, Any]:

@@ -59,9 +59,7 @@ def _tokens_per_event(runs: list[dict[str, Any]]) -> float:
 
 def _processor(runs: list[dict[str, Any]]) -> str:
     roles = runs[0]["cpu_seconds"]
-    shares = {
-        role: statistics.median(run["cpu_seconds"][role] / run["tokens"] for run in runs) for role in roles
-    }
+    shares = {role: statistics.median(run["cpu_seconds"][role] / run["tokens"] for run in runs) for role in roles}
     return ", ".join(f"{role} {share * 1e6:.1f} µs" for role, share in shares.items())
 
 
@@ -120,9 +118,7 @@ def memory_rows(result: dict[str, Any]) -> list[Row]:
 def slow_reader_rows(result: dict[str, Any]) -> list[Row]:
     """What neighbours felt, and whether nothing was lost."""
     before, during = result["neighbours_before"], result["neighbours_during"]
-    figure = ", ".join(
-        f"{key} {before[key] * 1e3:.2f} → {during[key] * 1e3:.2f} ms" for key in ("median", "p99")
-    )
+    figure = ", ".join(f"{key} {before[key] * 1e3:.2f} → {during[key] * 1e3:.2f} ms" for key in ("median", "p99"))
     unchanged = during["median"] <= 1.05 * before["median"] and during["p99"] <= 1.25 * before["p99"]
     complete = result["complete"] and not result["errors"]
     held_back = result["held_back_seconds"]
@@ -133,9 +129,7 @@ def slow_reader_rows(result: dict[str, Any]) -> list[Row]:
             "median within 5 %, p99 within 25 %",
             unchanged,
         ),
-        Row(
-            "the stopped stream ended after its neighbours", f"{held_back:.1f} s later", "> 0", held_back > 0
-        ),
+        Row("the stopped stream ended after its neighbours", f"{held_back:.1f} s later", "> 0", held_back > 0),
         Row(
             "the stopped stream, read to its end",
             "complete" if complete else "not complete",

@@ -29,9 +29,7 @@ def slow_reader(
     rate = min(_FASTEST, _LONGEST / (lead_seconds + stop_seconds))
     length = int(rate * (lead_seconds + stop_seconds))
     stopped = _request(length, "Count.", n=_CHOICES)
-    pausing = attrs.evolve(
-        stopped, pause_after=int(lead_seconds * rate) * _CHOICES, pause_seconds=stop_seconds
-    )
+    pausing = attrs.evolve(stopped, pause_after=int(lead_seconds * rate) * _CHOICES, pause_seconds=stop_seconds)
     with scripted_server(model, out, step_seconds=1 / rate) as server:
         undisturbed = server.drive([stopped], timeout=3600)[0]
         streams = [pausing] + [_request(length, f"Neighbour {i}.") for i in range(neighbours)]

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
 
 
 @attrs.frozen

@@ -29,9 +29,7 @@ class Worker:
     def __enter__(self) -> Worker:
         command = [sys.executable, str(Path(__file__).parent), "worker", str(self.folder)]
         environment = {**os.environ, "MLX_SERVING_BLAS": "1" if self.blas else "0"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         return self
 
     def __exit__(
@@ -54,9 +52,7 @@ class Worker:
         answer: dict[str, Any] = orjson.loads(line)
         return answer
 
-    def generate(
-        self, messages: list[dict[str, str]], max_tokens: int, margins: bool = False
-    ) -> dict[str, Any]:
+    def generate(self, messages: list[dict[str, str]], max_tokens: int, margins: bool = False) -> dict[str, Any]:
         """Greedy answer to a chat: ids, token strings, text, finish_reason, prompt_tokens, `first` (seconds
         to the first token), `decode` (seconds from the first to the last). With `margins`, for each token how
         far the best log-probability stood above the second; that costs time."""
@@ -81,9 +77,7 @@ def serve_worker(folder: Path) -> None:
             question = orjson.loads(line)
             do = question.pop("do")
             answer = (
-                _generate(model, tokenizer, **question)
-                if do == "generate"
-                else _prefill(model, tokenizer, **question)
+                _generate(model, tokenizer, **question) if do == "generate" else _prefill(model, tokenizer, **question)
             )
             output.write(orjson.dumps(answer) + b"\n")
             output.flush()

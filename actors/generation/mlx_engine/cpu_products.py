@@ -10,12 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+import mlx.nn
+
+_nn: Any = mlx.nn
+"""Its modules carry no types."""
 
 
 def _dequantised(layer: Any) -> mx.array:
     return mx.dequantize(
-        layer.weight, layer.scales, layer.biases, group_size=layer.group_size, bits=layer.bits, mode=layer.mode
+        layer.weight,
+        layer.scales,
+        layer.biases,
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
     )
 
 
@@ -23,7 +31,7 @@ def _rows(x: mx.array) -> int:
     return x.size // x.shape[-1]
 
 
-def use_dense_products(model: nn.Module, from_rows: int) -> int:
+def use_dense_products(model: Any, from_rows: int) -> int:
     """Let the quantised layers of `model` take the dense way from `from_rows` rows on; 0 leaves them alone.
 
     Returns how many layers changed. Only layers whose scales are float32 do: the BLAS has no half precision.
@@ -31,22 +39,22 @@ def use_dense_products(model: nn.Module, from_rows: int) -> int:
     if not from_rows:
         return 0
 
-    class DenseLinear(nn.QuantizedLinear):
+    class DenseLinear(_nn.QuantizedLinear):  # type: ignore[misc]
         """A quantised linear layer that multiplies densely when it pays."""
 
-        def __call__(self, x: mx.array) -> mx.array:
+        def __call__(self, x: mx.array) -> Any:
             if _rows(x) < from_rows:
                 return super().__call__(x)
             y = x @ _dequantised(self).T
             return y + self.bias if "bias" in self else y
 
-    class DenseEmbedding(nn.QuantizedEmbedding):
+    class DenseEmbedding(_nn.QuantizedEmbedding):  # type: ignore[misc]
         """A quantised embedding whose use as output layer multiplies densely when it pays."""
 
-        def as_linear(self, x: mx.array) -> mx.array:
+        def as_linear(self, x: mx.array) -> Any:
             return super().as_linear(x) if _rows(x) < from_rows else x @ _dequantised(self).T
 
-    ways: dict[type, type] = {nn.QuantizedLinear: DenseLinear, nn.QuantizedEmbedding: DenseEmbedding}
+    ways: dict[type, type] = {_nn.QuantizedLinear: DenseLinear, _nn.QuantizedEmbedding: DenseEmbedding}
     layers = [each for each in model.modules() if type(each) in ways and each.scales.dtype == mx.float32]
     for layer in layers:
         layer.__class__ = ways[type(layer)]

@@ -40,9 +40,7 @@ class Logprobs:
         values: Any = self.values.tolist() if self.values is not None else ids
         return {
             place: RawLogprob(own, tuple(zip(row_ids[:top], row_values[:top], strict=True)))
-            for place, top, own, row_ids, row_values in zip(
-                self.places, self.tops, chosen, ids, values, strict=True
-            )
+            for place, top, own, row_ids, row_values in zip(self.places, self.tops, chosen, ids, values, strict=True)
         }
 
 

@@ -57,9 +57,7 @@ class Adjustments:
     def of(cls, rows: Sequence[tuple[Sampling, History]]) -> Adjustments | None:
         """None if no row wants any."""
         indices = [
-            index
-            for index, (parameters, _) in enumerate(rows)
-            if parameters.logit_bias or _is_penal(parameters)
+            index for index, (parameters, _) in enumerate(rows) if parameters.logit_bias or _is_penal(parameters)
         ]
         if not indices:
             return None
@@ -115,9 +113,7 @@ class Adjustments:
 
 
 def _is_penal(parameters: Sampling) -> bool:
-    return bool(
-        parameters.repetition_penalty != 1 or parameters.presence_penalty or parameters.frequency_penalty
-    )
+    return bool(parameters.repetition_penalty != 1 or parameters.presence_penalty or parameters.frequency_penalty)
 
 
 def _dense(bias: dict[int, float], vocab_size: int) -> mx.array:

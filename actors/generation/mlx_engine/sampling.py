@@ -111,9 +111,7 @@ class _RandomGroup(_Group):
     def __init__(self, indices: list[int], is_whole: bool, parameters: Sequence[Sampling]) -> None:
         super().__init__(indices, is_whole)
         self._inverse_temperature = _column([1.0 / each.temperature for each in parameters])
-        self._min_p = (
-            _column([each.min_p for each in parameters]) if any(p.min_p for p in parameters) else None
-        )
+        self._min_p = _column([each.min_p for each in parameters]) if any(p.min_p for p in parameters) else None
 
     def draw(self, logits: mx.array, rows: Sequence[RowSampling]) -> mx.array:
         scaled = self._select(logits).astype(mx.float32) * self._inverse_temperature
@@ -131,9 +129,7 @@ class _RandomGroup(_Group):
 class _OrderedGroup(_RandomGroup):
     """Rows with top-k or top-p. `is_narrow`: few enough candidates for a partition to find all."""
 
-    def __init__(
-        self, indices: list[int], is_whole: bool, parameters: Sequence[Sampling], is_narrow: bool
-    ) -> None:
+    def __init__(self, indices: list[int], is_whole: bool, parameters: Sequence[Sampling], is_narrow: bool) -> None:
         super().__init__(indices, is_whole, parameters)
         self._is_narrow = is_narrow
         self._top_k = mx.array([[each.top_k or 2**31 - 1] for each in parameters])
