@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.bench import equality, memory, report, slow_reader
+from tools.bench import compare, equality, memory, report, rows, slow_reader
+from tools.bench.header import header
 from tools.bench.quantiles import Spread, quantile
 from tools.bench.spec import Outcome
 
@@ -92,9 +93,38 @@ def test_the_table_replaces_only_what_stands_between_the_markers(tmp_path: Path)
 
 
 def test_a_saved_result_carries_machine_versions_and_native_choice(tmp_path: Path) -> None:
-    report.save(tmp_path, "pipeline", {"x": 1})
+    report.save(tmp_path, "pipeline", header(), {"x": 1})
     document = report.read(tmp_path, "pipeline")
     assert document is not None
     assert document["result"] == {"x": 1}
     assert {"machine", "versions", "native", "python", "commit"} <= set(document)
     assert report.read(tmp_path, "compare") is None
+
+
+def test_ratios_are_taken_within_each_repetition() -> None:
+    judged = compare.judge({"ours": [10.0, 20.0, 30.0], "theirs": [10.0, 10.0, 20.0]}, "ours")
+    assert judged["ours"]["ratio"] is None
+    ratio = judged["theirs"]["ratio"]
+    assert (ratio["minimum"], ratio["median"], ratio["maximum"]) == (1.0, 1.5, 2.0)
+
+
+def _compared(ratio: float) -> dict[str, object]:
+    single = {"mlx-serving": [10.0 * ratio] * 2, "in process with OpenBLAS": [10.0] * 2}
+    batched = {"mlx-serving": [10.0 * ratio] * 2, "mlx_lm.server": [10.0] * 2}
+    return {
+        "plan": {"clients": 8},
+        "peers_in_float32": True,
+        "one_client": compare.judge(single, "mlx-serving"),
+        "many_clients": compare.judge(batched, "mlx-serving"),
+    }
+
+
+def test_the_table_says_which_objectives_were_met(tmp_path: Path) -> None:
+    verdicts = [row.verdict for row in rows.compare_rows(_compared(0.98))]
+    assert verdicts == ["", "", "yes", "", "no"]
+    report.save(tmp_path, "compare", header(), _compared(1.2))
+    document = report.read(tmp_path, "compare")
+    assert document is not None
+    table = report.markdown(rows.ROWS["compare"](document["result"]), document)
+    assert "this server in units of mlx_lm.server | 1.20 times (1.20 to 1.20)" in table
+    assert "no |" not in table

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -14,84 +13,20 @@ import click
 
 from tools.bench import load as loading
 from tools.bench import report
-from tools.bench.blas import blas as measure_blas
-from tools.bench.compare import Plan
-from tools.bench.compare import compare as measure_compare
-from tools.bench.equality import equality as measure_equality
-from tools.bench.memory import log_file
-from tools.bench.memory import memory as measure_memory
-from tools.bench.peers import Recipe, Server, llama_server, mlx_lm_server, ours
-from tools.bench.pipeline import measure as measure_pipeline
+from tools.bench.header import header
+from tools.bench.peers import llama_server
 from tools.bench.pipeline import request
-from tools.bench.precision import copy_in_float32, peer_folder
+from tools.bench.precision import copy_in_float32
 from tools.bench.rows import ROWS
-from tools.bench.sizes import FULL, QUICK, Size
-from tools.bench.slow_reader import slow_reader as measure_slow_reader
+from tools.bench.sizes import FULL, QUICK
 from tools.bench.spec import Load
-from tools.bench.startup import startup as measure_startup
-from tools.bench.store import model_folder
+from tools.bench.suite import BENCHMARKS, Run
 from tools.bench.worker import serve_worker
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 
 
-@attrs.frozen
-class Run:
-    """What every benchmark gets."""
-
-    model: str
-    out: Path
-    size: Size
-    peers: tuple[Recipe, ...] = ()
-
-    def folder(self) -> Path:
-        """The model's folder; fetches the model when it is not there."""
-        return model_folder(self.model)
-
-
-def _compare(run: Run) -> dict[str, Any]:
-    size = run.size
-    plan = Plan(size.compare_tokens, size.compare_repetitions, blas_peers=size.compare_blas_peers)
-    return measure_compare(run.model, run.folder(), plan, run.out, run.peers)
-
-
-def _equality(run: Run) -> dict[str, Any]:
-    return measure_equality(run.model, run.folder(), run.size.equality_prompts, run.out)
-
-
-def _pipeline(run: Run) -> dict[str, Any]:
-    return measure_pipeline(run.model, run.out, 64, run.size.pipeline_tokens, run.size.pipeline_repetitions)
-
-
-def _memory(run: Run) -> dict[str, Any]:
-    run.folder()
-    with Server(ours(run.model), log_file(run.out)) as server:
-        return measure_memory(server, run.size.memory_requests, run.size.memory_baseline)
-
-
-def _slow_reader(run: Run) -> dict[str, Any]:
-    return measure_slow_reader(run.model, run.out, run.size.stop_seconds)
-
-
-def _startup(run: Run) -> dict[str, Any]:
-    with peer_folder(run.folder()) as folder:
-        recipes = [ours(run.model), mlx_lm_server(folder)]
-        return measure_startup(recipes, run.size.help_runs, run.size.server_runs, run.out)
-
-
-def _blas(run: Run) -> dict[str, Any]:
-    return measure_blas(run.folder(), run.size.prefill_tokens, run.size.prefill_repetitions)
-
-
-BENCHMARKS: dict[str, Callable[[Run], dict[str, Any]]] = {
-    "startup": _startup,
-    "pipeline": _pipeline,
-    "slow_reader": _slow_reader,
-    "blas": _blas,
-    "equality": _equality,
-    "compare": _compare,
-    "memory": _memory,
-}
+_FILE = click.Path(exists=True, path_type=Path)
 
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
@@ -99,8 +34,8 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--model", default="smollm2-135m", show_default=True, help="A stored model, alias or folder."),
         click.option("--out", type=click.Path(path_type=Path), help="Folder of the results [build/benchmarks/TIME]."),
         click.option("--quick/--full", "quick", default=True, help="Show that it works, or measure [quick]."),
-        click.option("--llama-server", type=click.Path(exists=True, path_type=Path), help="Binary of one more peer."),
-        click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="The model's file for that peer."),
+        click.option("--llama-server", "llama", type=_FILE, help="Binary of one more peer."),
+        click.option("--gguf", type=_FILE, help="The model's file for that peer."),
     )
     for option in reversed(options):
         command = option(command)
@@ -124,8 +59,8 @@ def main() -> None:
 def _add(name: str) -> None:
     @main.command(name.replace("_", "-"), help=f"Run the {name.replace('_', ' ')} benchmark.")
     @_common
-    def command(model: str, out: Path | None, quick: bool, llama_server: Path | None, gguf: Path | None) -> None:
-        _carry_out(name, _run_from(model, out, quick, llama_server, gguf))
+    def command(model: str, out: Path | None, quick: bool, llama: Path | None, gguf: Path | None) -> None:
+        _carry_out(name, _run_from(model, out, quick, llama, gguf))
 
 
 for _name in BENCHMARKS:
@@ -133,8 +68,9 @@ for _name in BENCHMARKS:
 
 
 def _carry_out(name: str, run: Run) -> None:
+    before = header()
     result = BENCHMARKS[name](run)
-    path = report.save(run.out, name, result)
+    path = report.save(run.out, name, before, result)
     report.show(name, ROWS[name](result))
     click.echo(path)
 
@@ -142,11 +78,9 @@ def _carry_out(name: str, run: Run) -> None:
 @main.command("all")
 @_common
 @click.option("--write/--no-write", default=False, help="Put the table into docs/benchmarks.md.")
-def everything(
-    model: str, out: Path | None, quick: bool, llama_server: Path | None, gguf: Path | None, write: bool
-) -> None:
+def everything(model: str, out: Path | None, quick: bool, llama: Path | None, gguf: Path | None, write: bool) -> None:
     """Run every benchmark; one that fails is reported at the end and does not stop the others."""
-    run = _run_from(model, out, quick, llama_server, gguf)
+    run = _run_from(model, out, quick, llama, gguf)
     failed = []
     for name in BENCHMARKS:
         try:

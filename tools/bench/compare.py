@@ -33,21 +33,21 @@ class Plan:
     tokens: int = 64
     repetitions: int = 5
     clients: int = 8
-    blas_peers: bool = True
-    """Also mlx_lm's server and process under the other BLAS choice."""
+    both_blas: bool = True
+    """Also mlx_lm's server with OpenBLAS, and mlx_lm in process without it."""
 
 
 def compare(model: str, folder: Path, plan: Plan, out: Path, further: Sequence[Recipe] = ()) -> dict[str, Any]:
     """Rates of every contestant in every repetition, and ratios of ours to each other one.
 
-    Peers read `folder`, in float32 where this server computes in it."""
+    Peers read `folder`, in float32 where this server computes in it.
+    """
     with ExitStack() as stack:
-        folder = stack.enter_context(peer_folder(folder))
-        workers = {f"in process{_label(blas)}": stack.enter_context(Worker(folder, blas)) for blas in _choices(plan)}
-        recipes = [ours(model), *(mlx_lm_server(folder, blas) for blas in _choices(plan)[::-1]), *further]
-        servers = [
-            stack.enter_context(Server(recipe, out / "logs" / f"compare-{i}.log")) for i, recipe in enumerate(recipes)
-        ]
+        same = stack.enter_context(peer_folder(folder))
+        workers = {name: stack.enter_context(worker) for name, worker in _workers(same, plan).items()}
+        recipes = [ours(model), *_peers(same, plan), *further]
+        logs = [out / "logs" / f"compare-{number}.log" for number in range(len(recipes))]
+        servers = [stack.enter_context(Server(recipe, log)) for recipe, log in zip(recipes, logs, strict=True)]
         chats = long_answers(next(iter(workers.values())), plan)
         for server in servers:
             _over_http(server, chats[:1], plan)
@@ -55,17 +55,20 @@ def compare(model: str, folder: Path, plan: Plan, out: Path, further: Sequence[R
     return {
         "plan": attrs.asdict(plan),
         "model": model,
-        "one_client": _judge(single, "mlx-serving"),
-        "many_clients": _judge(batched, "mlx-serving"),
+        "peers_in_float32": same != folder,
+        "one_client": judge(single, "mlx-serving"),
+        "many_clients": judge(batched, "mlx-serving"),
     }
 
 
-def _choices(plan: Plan) -> list[bool]:
-    return [True, False] if plan.blas_peers else [True]
+def _workers(folder: Path, plan: Plan) -> dict[str, Worker]:
+    workers = {"in process with OpenBLAS": Worker(folder, blas=True)}
+    return {**workers, "in process": Worker(folder, blas=False)} if plan.both_blas else workers
 
 
-def _label(blas: bool) -> str:
-    return " with OpenBLAS" if blas else ""
+def _peers(folder: Path, plan: Plan) -> list[Recipe]:
+    plain = mlx_lm_server(folder)
+    return [plain, mlx_lm_server(folder, blas=True)] if plan.both_blas else [plain]
 
 
 def long_answers(worker: Worker, plan: Plan) -> list[Messages]:
@@ -128,7 +131,7 @@ def _check(name: str, outcomes: Sequence[Outcome], tokens: int) -> None:
         raise RuntimeError(f"{name}: answers of {counts} tokens instead of {tokens}")
 
 
-def _judge(rates: dict[str, list[float]], subject: str) -> dict[str, Any]:
+def judge(rates: dict[str, list[float]], subject: str) -> dict[str, Any]:
     """Rates of each contestant, and what the subject reached in units of each other, repetition by
     repetition."""
     own = rates[subject]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -70,8 +69,3 @@ def change(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[di
         }
         for each in later
     ]
-
-
-def log_file(out: Path) -> Path:
-    """Where the server under this test writes."""
-    return out / "logs" / "memory.log"

@@ -12,8 +12,6 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench.header import header
-
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
@@ -33,11 +31,11 @@ class Row:
         return "" if self.met is None else "yes" if self.met else "no"
 
 
-def save(out: Path, name: str, result: dict[str, Any]) -> Path:
-    """Write `result` under its name, with everything it depends on; the path of the file."""
+def save(out: Path, name: str, header: dict[str, Any], result: dict[str, Any]) -> Path:
+    """Write `result` under its name, with the header taken before it was measured; the path of the file."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
-    document = {"benchmark": name, **header(), "result": result}
+    document = {"benchmark": name, **header, "result": result}
     path.write_text(dumps(document) + "\n")
     return path
 
@@ -63,7 +61,8 @@ def show(title: str, rows: Sequence[Row]) -> None:
         table.add_column(column)
     for row in rows:
         table.add_row(row.what, row.figure, row.objective, row.verdict)
-    Console().print(table)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 160)
 
 
 def markdown(rows: Sequence[Row], document: dict[str, Any]) -> str:

@@ -67,7 +67,9 @@ def compare_rows(result: dict[str, Any]) -> list[Row]:
     """Rates and ratios with one client and with many; the objectives are those against mlx_lm as it is
     installed (HTTP) and under the same BLAS (in process)."""
     clients = result["plan"]["clients"]
-    rows = _contest(result["one_client"], "one client", {"in process with OpenBLAS": 0.97})
+    precision = "a float32 copy of the half-precision model" if result["peers_in_float32"] else "the same model"
+    rows = [Row("What mlx_lm runs in the next rows", precision)]
+    rows += _contest(result["one_client"], "one client", {"in process with OpenBLAS": 0.97})
     return rows + _contest(result["many_clients"], f"{clients} clients", {"mlx_lm.server": 1.0})
 
 

@@ -12,7 +12,7 @@ class Size:
 
     compare_tokens: int
     compare_repetitions: int
-    compare_blas_peers: bool
+    compare_both_blas: bool
     equality_prompts: int
     pipeline_tokens: int
     pipeline_repetitions: int
@@ -28,7 +28,7 @@ class Size:
 QUICK = Size(
     compare_tokens=16,
     compare_repetitions=2,
-    compare_blas_peers=False,
+    compare_both_blas=False,
     equality_prompts=4,
     pipeline_tokens=500,
     pipeline_repetitions=1,
@@ -43,7 +43,7 @@ QUICK = Size(
 FULL = Size(
     compare_tokens=64,
     compare_repetitions=5,
-    compare_blas_peers=True,
+    compare_both_blas=True,
     equality_prompts=20,
     pipeline_tokens=3000,
     pipeline_repetitions=5,

@@ -1,0 +1,81 @@
+"""Every benchmark by name, with what it needs of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tools.bench.blas import blas as measure_blas
+from tools.bench.compare import Plan
+from tools.bench.compare import compare as measure_compare
+from tools.bench.equality import equality as measure_equality
+from tools.bench.memory import memory as measure_memory
+from tools.bench.peers import Recipe, Server, mlx_lm_server, ours
+from tools.bench.pipeline import measure as measure_pipeline
+from tools.bench.precision import peer_folder
+from tools.bench.sizes import Size
+from tools.bench.slow_reader import slow_reader as measure_slow_reader
+from tools.bench.startup import startup as measure_startup
+from tools.bench.store import model_folder
+
+
+@attrs.frozen
+class Run:
+    """What every benchmark gets."""
+
+    model: str
+    out: Path
+    size: Size
+    peers: tuple[Recipe, ...] = ()
+
+    def folder(self) -> Path:
+        """The model's folder; fetches the model when it is not there."""
+        return model_folder(self.model)
+
+
+def _compare(run: Run) -> dict[str, Any]:
+    size = run.size
+    plan = Plan(size.compare_tokens, size.compare_repetitions, both_blas=size.compare_both_blas)
+    return measure_compare(run.model, run.folder(), plan, run.out, run.peers)
+
+
+def _equality(run: Run) -> dict[str, Any]:
+    return measure_equality(run.model, run.folder(), run.size.equality_prompts, run.out)
+
+
+def _pipeline(run: Run) -> dict[str, Any]:
+    return measure_pipeline(run.model, run.out, 64, run.size.pipeline_tokens, run.size.pipeline_repetitions)
+
+
+def _memory(run: Run) -> dict[str, Any]:
+    run.folder()
+    with Server(ours(run.model), run.out / "logs" / "memory.log") as server:
+        return measure_memory(server, run.size.memory_requests, run.size.memory_baseline)
+
+
+def _slow_reader(run: Run) -> dict[str, Any]:
+    return measure_slow_reader(run.model, run.out, run.size.stop_seconds)
+
+
+def _startup(run: Run) -> dict[str, Any]:
+    with peer_folder(run.folder()) as folder:
+        recipes = [ours(run.model), mlx_lm_server(folder)]
+        return measure_startup(recipes, run.size.help_runs, run.size.server_runs, run.out)
+
+
+def _blas(run: Run) -> dict[str, Any]:
+    return measure_blas(run.folder(), run.size.prefill_tokens, run.size.prefill_repetitions)
+
+
+BENCHMARKS: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "startup": _startup,
+    "pipeline": _pipeline,
+    "slow_reader": _slow_reader,
+    "blas": _blas,
+    "equality": _equality,
+    "compare": _compare,
+    "memory": _memory,
+}
