@@ -154,9 +154,14 @@ def startup_rows(result: dict[str, Any]) -> list[Row]:
 
 def blas_rows(result: dict[str, Any]) -> list[Row]:
     """The gain of the fast BLAS."""
-    fast, plain = statistics.median(result["with_openblas"]), statistics.median(result["without"])
-    figure = f"{_times(result['ratio'])}, {plain:.0f} → {fast:.0f} tokens/s"
-    return [Row(f"Prefill of {result['tokens']} tokens with OpenBLAS, in units of without", figure)]
+    prefill = f"Prefill of {result['tokens']} tokens over HTTP"
+    kinds = (("product", "Product 512 x 576 by 576 x 1536", "GFLOP/s"), ("prefill", prefill, "tokens/s"))
+    return [Row(f"{what} with OpenBLAS, in units of without", _gain(result[key], unit)) for key, what, unit in kinds]
+
+
+def _gain(pairs: dict[str, Any], unit: str) -> str:
+    fast, plain = statistics.median(pairs["with_openblas"]), statistics.median(pairs["without"])
+    return f"{_times(pairs['ratio'])}, {plain:.1f} → {fast:.1f} {unit}"
 
 
 ROWS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {

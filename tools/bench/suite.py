@@ -67,7 +67,7 @@ def _startup(run: Run) -> dict[str, Any]:
 
 
 def _blas(run: Run) -> dict[str, Any]:
-    return measure_blas(run.folder(), run.size.prefill_tokens, run.size.prefill_repetitions)
+    return measure_blas(run.model, run.folder(), run.size.prefill_tokens, run.size.prefill_repetitions, run.out)
 
 
 BENCHMARKS: dict[str, Callable[[Run], dict[str, Any]]] = {

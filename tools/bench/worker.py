@@ -6,6 +6,7 @@ Questions and answers are JSON lines. The process that asks imports nothing of m
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from typing import Any
 
 import attrs
 import orjson
+
+_PRODUCTS = 5
 
 
 @attrs.define(eq=False)
@@ -58,9 +61,9 @@ class Worker:
         far the best log-probability stood above the second; that costs time."""
         return self.ask(do="generate", messages=messages, max_tokens=max_tokens, margins=margins)
 
-    def prefill(self, tokens: int) -> float:
-        """Seconds from a prompt of so many tokens to the first token."""
-        return float(self.ask(do="prefill", tokens=tokens)["seconds"])
+    def product(self) -> float:
+        """GFLOP/s of a float32 product of 512 x 576 by 576 x 1536."""
+        return float(self.ask(do="product")["gflops"])
 
 
 def serve_worker(folder: Path) -> None:
@@ -76,9 +79,7 @@ def serve_worker(folder: Path) -> None:
         for line in sys.stdin.buffer:
             question = orjson.loads(line)
             do = question.pop("do")
-            answer = (
-                _generate(model, tokenizer, **question) if do == "generate" else _prefill(model, tokenizer, **question)
-            )
+            answer = _generate(model, tokenizer, **question) if do == "generate" else _product()
             output.write(orjson.dumps(answer) + b"\n")
             output.flush()
 
@@ -116,10 +117,14 @@ def _margin(logprobs: Any) -> float:
     return float((two.max() - two.min()).item())
 
 
-def _prefill(model: Any, tokenizer: Any, tokens: int) -> dict[str, float]:
-    from mlx_lm import stream_generate
+def _product() -> dict[str, float]:
+    import mlx.core as mx
 
-    prompt = (tokenizer.encode("The quick brown fox jumps over the lazy dog. ") * tokens)[:tokens]
-    started = time.monotonic()
-    next(iter(stream_generate(model, tokenizer, prompt, max_tokens=1)))
-    return {"seconds": time.monotonic() - started}
+    left, right = mx.random.normal((512, 576)), mx.random.normal((576, 1536))
+    mx.eval(left @ right)
+    times = []
+    for _ in range(_PRODUCTS):
+        started = time.monotonic()
+        mx.eval(left @ right)
+        times.append(time.monotonic() - started)
+    return {"gflops": 2 * 512 * 576 * 1536 / statistics.median(times) / 1e9}
