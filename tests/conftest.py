@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.store import ModelStore
 
 MODEL = "smollm2-135m"
+
+# A shell starts background jobs with SIGINT ignored, and children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def kept_home() -> Path:

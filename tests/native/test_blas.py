@@ -84,16 +84,22 @@ def test_mlx_imported_first_is_reported() -> None:
     assert "mlx.core was imported before" in report["reason"]
 
 
+def as_if_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process looks like that has loaded neither BLAS nor MLX."""
+    monkeypatch.setattr(blas, "_installed", None)
+    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
+
+
 def test_without_the_package_the_reason_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "_shim_path", lambda: Path("shim.so"))
     monkeypatch.setattr(blas, "_openblas", lambda: None)
-    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
+    as_if_new(monkeypatch)
     assert blas.plan().reason == "the package scipy-openblas32 is not installed"
 
 
 def test_without_the_built_library_the_reason_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "_shim_path", lambda: None)
-    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
+    as_if_new(monkeypatch)
     assert "reinstall mlx-serving with a C compiler" in blas.plan().reason
 
 
@@ -102,7 +108,7 @@ def test_a_library_that_cannot_be_loaded_leaves_the_reference(monkeypatch: pytes
     broken = tmp_path / "libscipy_openblas.so"
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(blas, "_openblas", lambda: broken)
-    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
+    as_if_new(monkeypatch)
     status = blas.install()
     assert status.choice == "reference"
     assert "loading OpenBLAS failed" in status.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -27,8 +28,15 @@ def lines(**settings):
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
+    # Without coverage in the child: it would write to the stderr that the script takes away.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT + script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", SCRIPT + script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=environment,
     )
 
 
