@@ -13,6 +13,8 @@ from tools.bench.load import summarise
 from tools.bench.peers import Server, ours
 from tools.bench.spec import Outcome, Request
 
+_PACE = 0.002
+"""Seconds a step takes where the engine is not to run ahead: then every token gets an event of its own."""
 _TICK = 0.002
 """Seconds between two rounds of the generator under full load: on two cores its wake-ups would cost the
 server."""
@@ -54,10 +56,13 @@ def measure(model: str, out: Path, streams: int, tokens: int, repetitions: int) 
         many = [_under_load(server, streams, tokens) for _ in range(repetitions)]
         one = [_one_stream(server, tokens) for _ in range(repetitions)]
         idle = [server.drive([request(1)] * 50) for _ in range(repetitions)]
+    with scripted_server(model, out, step_seconds=_PACE, rows=max(64, streams)) as server:
+        paced = [_under_load(server, streams, tokens) for _ in range(repetitions)]
     return {
         "streams": streams,
         "tokens_per_stream": tokens,
         "many": many,
+        "paced": paced,
         "one": one,
         "idle_first_token": [summarise(outcomes).json()["first_token"] for outcomes in idle],
     }

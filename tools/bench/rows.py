@@ -27,6 +27,7 @@ def pipeline_rows(result: dict[str, Any]) -> list[Row]:
     """Throughput of many streams, cost per token of one, idle time to first token, processor time per
     token."""
     rates = [each["tokens_per_second"] for each in result["many"]]
+    paced = [each["tokens_per_second"] for each in result["paced"]]
     costs = [each["seconds_per_token"] for each in result["one"]]
     idle = [each["median"] for each in result["idle_first_token"]]
     return [
@@ -38,6 +39,9 @@ def pipeline_rows(result: dict[str, Any]) -> list[Row]:
         ),
         Row("the same, tokens per event on the wire", f"{_tokens_per_event(result['many']):.2f}"),
         Row("the same, processor time per token", _processor(result["many"])),
+        Row(f"Scripted engine in steps of 2 ms, {result['streams']} streams", _span(paced, 1, "tokens/s")),
+        Row("the same, tokens per event on the wire", f"{_tokens_per_event(result['paced']):.2f}"),
+        Row("the same, processor time per token", _processor(result["paced"])),
         Row(
             "Scripted engine, one stream, time per token",
             _span(costs, 1e6, "µs"),
