@@ -41,9 +41,9 @@ QUICK = Size(
     prefill_repetitions=1,
 )
 FULL = Size(
-    compare_tokens=64,
-    compare_repetitions=5,
-    compare_both_blas=True,
+    compare_tokens=24,
+    compare_repetitions=3,
+    compare_both_blas=False,
     equality_prompts=20,
     pipeline_tokens=3000,
     pipeline_repetitions=5,
@@ -51,7 +51,7 @@ FULL = Size(
     memory_baseline=200,
     stop_seconds=30.0,
     help_runs=20,
-    server_runs=3,
-    prefill_tokens=512,
-    prefill_repetitions=3,
+    server_runs=2,
+    prefill_tokens=256,
+    prefill_repetitions=2,
 )
