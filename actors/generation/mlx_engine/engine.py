@@ -40,7 +40,7 @@ from mlx_serving.config.schema import Generation
 _IDLE_PREFILL_TOKENS = 2048
 """The prefill budget while nothing decodes."""
 _STEPS_BETWEEN_CLEARINGS = 256
-_IDLE_CACHE_BYTES = 256 << 20
+_IDLE_CACHE_BYTES = 32 << 20
 _NOT_FINITE = "the model's output for this sequence was not finite"
 
 
