@@ -10,6 +10,8 @@ Rules:
    cannot start, or a thread that hangs (nothing ends a thread from outside), ends the runtime.
 5. Stopping: admission drains, then admission, batching, replicas, qos and telemetry stop in that order, each with a
    deadline after which it is killed.
+
+One state machine over one table, so it stays in one module although it is long.
 """
 
 from __future__ import annotations

@@ -94,17 +94,10 @@ def sequences(
     Raises ContextOverflow when the prompt does not fit the context, or its cache could never fit `kv_budget` bytes;
     InvalidParameter when it is empty or names tokens that the model does not have.
     """
-    count = len(prompt_ids)
     _check_prompt(asked, prompt_ids, model)
-    room = model.context_length - count
-    longest = min(asked.stopping.max_tokens or limits.default_max_tokens, room)
-    kv_bytes = (count + longest) * model.kv_bytes_per_token
-    if kv_bytes > kv_budget:
-        raise ContextOverflow(
-            f"{count} prompt tokens and {longest} new ones need {kv_bytes >> 20} MiB of cache and the server has "
-            f"{kv_budget >> 20} MiB; shorten the prompt or lower max_tokens",
-            field="max_tokens",
-        )
+    count = len(prompt_ids)
+    longest = min(asked.stopping.max_tokens or limits.default_max_tokens, model.context_length - count)
+    kv_bytes = _predicted_bytes(count, longest, model, kv_budget)
     packed = pack_ids(prompt_ids)
     stopping = attrs.evolve(asked.stopping, max_tokens=longest)
     return [
@@ -124,6 +117,17 @@ def sequences(
         )
         for index in range(asked.n)
     ]
+
+
+def _predicted_bytes(prompt_tokens: int, new_tokens: int, model: ModelInfo, budget: int) -> int:
+    kv_bytes = (prompt_tokens + new_tokens) * model.kv_bytes_per_token
+    if kv_bytes > budget:
+        raise ContextOverflow(
+            f"{prompt_tokens} prompt tokens and {new_tokens} new ones need {kv_bytes >> 20} MiB of cache and the "
+            f"server has {budget >> 20} MiB; shorten the prompt or lower max_tokens",
+            field="max_tokens",
+        )
+    return kv_bytes
 
 
 def _check_prompt(asked: GenerationRequested, prompt_ids: list[int], model: ModelInfo) -> None:
