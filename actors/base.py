@@ -73,7 +73,9 @@ class Node:
 
     def emit(self, event: Any) -> None:
         """Tell telemetry; lost when telemetry does not keep up."""
-        self._outbox("telemetry").send(Envelope(event, self.place.name))
+        envelope = Envelope(event, self.place.name)
+        if not self._outbox("telemetry").send(envelope):
+            self._reopened("telemetry").send(envelope)
 
     def forget(self, actor: str) -> None:
         """Close the way to an actor that is gone for good (a replica)."""

@@ -30,7 +30,7 @@ class Member:
     """Starts that failed since it last ran well."""
     restarts: int = 0
     start_at: float = 0.0
-    """When to start again, in state `backoff`."""
+    """When to start again, in state `backoff`; when to kill, in state `stopping`."""
     detail: str = ""
     up: ReplicaUp | None = None
 

@@ -47,6 +47,8 @@ from mlx_serving.actors.models.store import ModelStore
 CONTROL_ORDER = ("telemetry", "qos", "batching", "admission")
 STREAM_OWNERS = ("batching", "admission")
 WAIT_SECONDS = 0.1
+ABSENCE_SECONDS = 1.0
+"""A turn that took longer than this counts as time in which nobody could be heard."""
 END_SECONDS = 5.0
 """What one actor gets to tear down before it is killed."""
 
@@ -68,6 +70,7 @@ class Supervisor:
         self._draining = False
         self._drain_until = 0.0
         self._ended = False
+        self._turned_at = node.clock()
         self._observed: SystemObserved | None = None
         self.forced = threading.Event()
         self.control_ready = threading.Event()
@@ -118,6 +121,7 @@ class Supervisor:
     def _turn(self) -> None:
         self._node.poller.wait(WAIT_SECONDS)
         self._node.waker.rest()
+        self._allow_for_own_absence(self._node.clock())
         while not self._commands.empty():
             self._dispatch(self._commands.get())
         while (envelope := self._node.inbox.receive()) is not None:
@@ -126,6 +130,15 @@ class Supervisor:
         self._watch(now)
         self._restart_due(now)
         self._observe(now)
+
+    def _allow_for_own_absence(self, now: float) -> None:
+        """The time for which this thread stood still (a stopped host, a sleeping machine) is nobody's silence."""
+        absent, self._turned_at = now - self._turned_at - WAIT_SECONDS, now
+        if absent > ABSENCE_SECONDS:
+            for member in self._all():
+                member.pulse.last_beat += absent
+                member.pulse.progress_at += absent
+                member.started_at += absent
 
     def _dispatch(self, message: Any) -> None:
         match message:
@@ -151,6 +164,7 @@ class Supervisor:
             case DrainStarted():
                 self._draining, self._drain_until = True, self._node.clock() + message.seconds
                 self._node.tell("admission", message)
+                self._give_up_returns()
             case SettingsChanged():
                 self._node.apply(message)
                 for member in self._all():
@@ -275,6 +289,8 @@ class Supervisor:
                 allowed = self._limits.load_seconds if member.is_replica else self._limits.ready_seconds
                 if now - member.started_at > allowed:
                     self._lost(member, f"not ready within {allowed:.0f} s")
+            elif member.state == "stopping" and member.is_replica and now >= member.start_at and member.child:
+                member.child.kill()
             elif member.state == "ready":
                 reason = verdict(member.pulse, member.is_replica, now, self._limits)
                 if reason is not None:
@@ -296,6 +312,8 @@ class Supervisor:
         if member is not None and member.state in ("starting", "ready"):
             how = f"signal {-message.status}" if message.status < 0 else f"status {message.status}"
             self._lost(member, f"its {member.child.placement if member.child else 'child'} ended ({how})")
+        elif member is not None and member.is_replica and member.state == "stopping":
+            self._released(member)
 
     def _lost(self, member: Member, reason: str) -> None:
         """A member is dead: kill what is left of it, tell those concerned, plan its return."""
@@ -304,7 +322,7 @@ class Supervisor:
         if child is not None and child.alive():
             child.kill()
             if child.placement == "thread" and not child.join(END_SECONDS):
-                self._fail(StartupFailed(f"{member.name} hangs: {reason}"))
+                self._hangs(member, reason)
                 return
         member.failures += 1
         member.restarts += 1
@@ -316,21 +334,34 @@ class Supervisor:
         member.state, member.start_at = "backoff", self._node.clock() + wait
         self._tell_lost(member, reason)
 
+    def _hangs(self, member: Member, reason: str) -> None:
+        """Nothing ends a thread from outside, and its address stays taken: the runtime ends."""
+        member.state, member.detail = "failed", reason
+        self._fail(StartupFailed(f"{member.name} hangs: {reason}"))
+
     def _tell_lost(self, member: Member, reason: str) -> None:
         if member.is_replica:
             assert member.model is not None
             member.up = None
-            self._tell_owners(ReplicaDown(member.name, member.model.name, reason, restarting=True))
+            self._tell_owners(ReplicaDown(member.name, member.model.name, reason, restarting=not self._draining))
             self._node.forget(member.name)
         elif member.role in STREAM_OWNERS:
             self._retire_partner(member)
+
+    def _give_up_returns(self) -> None:
+        """Nothing is started while draining: what waits for a replica's return waits in vain."""
+        for member in self._replicas:
+            if member.state == "backoff" and member.model is not None:
+                self._tell_owners(ReplicaDown(member.name, member.model.name, member.detail, restarting=False))
 
     def _retire_partner(self, member: Member) -> None:
         partner = self._members["admission" if member.role == "batching" else "batching"]
         if partner.state not in ("starting", "ready"):
             return
         partner.state = "stopping"
-        self._end(partner, END_SECONDS)
+        if not self._end(partner, END_SECONDS):
+            self._hangs(partner, f"it did not end with {member.name}")
+            return
         partner.restarts += 1
         partner.state, partner.start_at, partner.detail = (
             "backoff",
@@ -357,11 +388,19 @@ class Supervisor:
                 self._start(member)
 
     def _release_replicas(self, model: str) -> None:
+        """Ask the model's replicas to end; `_exited` or `_watch` finish it, so that the loop goes on."""
         for member in [each for each in self._replicas if each.model and each.model.name == model]:
-            member.state = "stopping"
-            self._end(member, END_SECONDS)
-            self._replicas.remove(member)
-            self._tell_owners(ReplicaDown(member.name, model, "unloaded", restarting=False))
+            running = member.child is not None and member.child.alive()
+            member.start_at = self._node.clock() + END_SECONDS
+            self._ask_to_end(member, END_SECONDS)
+            if not running:
+                self._released(member)
+
+    def _released(self, member: Member) -> None:
+        assert member.model is not None
+        self._replicas.remove(member)
+        self._node.forget(member.name)
+        self._tell_owners(ReplicaDown(member.name, member.model.name, "unloaded", restarting=False))
 
     def _observe(self, now: float) -> None:
         """Tell admission and telemetry about the table when something but an uptime has changed."""
@@ -409,19 +448,28 @@ class Supervisor:
             member.state = "stopping"
             self._node.tell(member.name, Stop(0.0 if self.forced.is_set() else seconds))
 
-    def _end(self, member: Member, seconds: float, *, asked: bool = False) -> None:
+    def _end(self, member: Member, seconds: float, *, asked: bool = False) -> bool:
+        """Wait for a member's end and kill what outlasts it; False for a thread that hangs."""
         child = member.child
         if child is None:
-            return
+            return True
         if not asked:
             self._ask_to_end(member, seconds)
-        if self.forced.is_set() and child.placement == "process":
-            seconds = 0.0  # a thread cannot be killed and ends by itself
-        if not child.join(seconds):
+        ended = self._joined(child, seconds)
+        if not ended:
             child.kill()
-            child.join(1.0)
+            ended = child.join(1.0)
         member.state, member.child = "stopped", None
         self._node.forget(member.name)
+        return ended
+
+    def _joined(self, child: Child, seconds: float) -> bool:
+        """Join, but for a process not longer than until somebody forces the end; a thread cannot be killed."""
+        until = self._node.clock() + seconds
+        while not child.join(WAIT_SECONDS):
+            if self._node.clock() >= until or (self.forced.is_set() and child.placement == "process"):
+                return False
+        return True
 
 
 def _same(one: SystemObserved, other: SystemObserved) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable
@@ -105,7 +106,7 @@ class Runtime:
         node = Node(self.bus, Place("supervisor", self.book, in_host=True), settings, home)
         self._supervisor = Supervisor(node, self._start_child)
         self._thread = threading.Thread(target=self._supervisor.run, name="supervisor", daemon=True)
-        self._interrupts = 0
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     @property
     def door(self) -> Attachment:
@@ -147,14 +148,19 @@ class Runtime:
 
     def install_signals(self) -> None:
         """SIGINT and SIGTERM ask `run` to return; a second one kills every child. Main thread only."""
+        threading.Thread(target=self._heed_signals, name="signals", daemon=True).start()
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._interrupted)
+            signal.signal(number, self._signalled)
 
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        self._interrupts += 1
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        """Only what is safe wherever the main thread was interrupted: this queue takes no lock of ours."""
+        self._signals.put(number)
+
+    def _heed_signals(self) -> None:
+        self._signals.get()
         self._supervisor.want_stop()
-        if self._interrupts > 1:
-            self._supervisor.force()
+        self._signals.get()
+        self._supervisor.force()
 
     def run(self) -> int:
         """Block until somebody asks to stop; the exit status that the process should end with."""

@@ -306,6 +306,11 @@ class Client:
                 self._link = self._open_link()
 
     def _lose_streams(self, reason: str) -> None:
+        """End every stream here and, for a link that redelivers, there; questions will get no answer either."""
         error = ErrorInfo(ActorUnavailable.code, reason, retry_after=1.0)
-        for stream in list(self._streams.values()):
+        for request_id, stream in list(self._streams.items()):
+            self.post(RequestCancelled(request_id))
             stream.fail(error.to_exception())
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(error.to_exception())

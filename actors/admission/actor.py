@@ -73,6 +73,7 @@ class AdmissionActor(Actor):
         self._questions = Questions(node, self._catalogue, self._gate, self._pool, self._requests, self._models)
         self._incarnation = uuid.uuid4().hex
         self._seen: dict[bytes, float] = {}
+        self._ticked_at = node.clock()
         self._drain_until: float | None = None
         self._models.refresh_stored()
         self._from_actors = self._actor_handlers()
@@ -117,7 +118,6 @@ class AdmissionActor(Actor):
 
     def _queue_observed(self, message: QueueObserved) -> None:
         self._questions.queue = message
-        self._gate.waiting = message.waiting
 
     def _system_observed(self, message: SystemObserved) -> None:
         self._questions.system = message
@@ -162,6 +162,8 @@ class AdmissionActor(Actor):
         try:
             if handler is None:
                 raise ProtocolError(f"{type(envelope.message).__name__} is not for admission")
+            if self._gate.draining and isinstance(envelope.message, ModelLoadRequested):
+                raise ActorUnavailable("the server is shutting down", retry_after=5.0)
             handler(envelope.message, answer)
         except Exception as error:
             answer(Refused(describe(error)))
@@ -176,6 +178,7 @@ class AdmissionActor(Actor):
     # --- time -------------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
+        self._allow_for_own_absence(now)
         self._requests.expire(now)
         self._models.release_idle()
         timeout = self.node.settings.admission.frontend_timeout
@@ -185,6 +188,12 @@ class AdmissionActor(Actor):
         if self._drain_until is not None and (not len(self._requests.streams) or now >= self._drain_until):
             self._drain_until = None
             self.node.tell("supervisor", Drained())
+
+    def _allow_for_own_absence(self, now: float) -> None:
+        """Whoever could not be heard, because we stood still ourselves, is not gone."""
+        absent, self._ticked_at = now - self._ticked_at, now
+        if absent > self.node.settings.admission.frontend_timeout / 2:
+            self._seen = dict.fromkeys(self._seen, now)
 
     def tear_down(self, seconds: float) -> None:
         """Fail whoever still waits, then let the pool and the door go."""

@@ -57,6 +57,10 @@ class Models:
                 answer(Refused(describe(error)))
                 return
             served = self._catalogue.get(record.name)
+            if served is not None and served.unloading:
+                text = f"model {served.name!r} is being unloaded; load it again once that is done"
+                answer(Refused(ErrorInfo(ActorUnavailable.code, text, retry_after=1.0, model=served.name)))
+                return
             if served is not None and served.ready:
                 answer(ModelLoaded(self._listed(served)))
                 return

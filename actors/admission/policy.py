@@ -23,7 +23,7 @@ class Gate:
     """What admission knows when a request knocks."""
 
     waiting: int = 0
-    """Sequences without a slot."""
+    """Choices that were let in and have no token yet, being rendered or queued."""
     shed: tuple[Priority, ...] = ()
     shed_retry_after: float = 1.0
     shed_reason: str = ""

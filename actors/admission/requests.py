@@ -80,6 +80,8 @@ class Requests:
         longest = self._limits.request_timeout if asked.timeout is None else asked.timeout
         request = Request(key, asked, now, now + longest, trace_id, served.name)
         self.streams.open(request)
+        request.unproduced = asked.n
+        self._gate.waiting += asked.n
         self._node.emit(RequestReceived(served.name, asked.priority, True))
         tokenizer = served.tokenizer
         assert tokenizer is not None  # route() gives only models with one
@@ -141,6 +143,8 @@ class Requests:
         request = sequence.request
         if not sequence.produced:
             sequence.produced = True
+            request.unproduced -= 1
+            self._gate.waiting -= 1
             if request.first_token_at is None:
                 request.first_token_at = self._node.clock()
         return Delta(request.key[1], sequence.queued.index, output.text, output.token_ids, output.logprobs, output.end)
@@ -163,7 +167,7 @@ class Requests:
             self._finish(request)
 
     def _finish(self, request: Request) -> None:
-        self.streams.close(request)
+        self._close(request)
         now = self._node.clock()
         self._deliver(request.key[0], RequestFinished(request.key[1], request.usage, request.timings(now)))
         reasons = {end.reason for end in request.ends}
@@ -183,8 +187,11 @@ class Requests:
             self._ended(request, Cancelled.code, False)
 
     def peer_gone(self, peer: bytes) -> None:
+        """A frontend is silent or does not read: cancel for it, and tell it so in case that it wakes up."""
+        error = ErrorInfo(ActorUnavailable.code, "the frontend was silent for too long and was taken for gone")
         for request in self.streams.of_peer(peer):
             self.cancelled(request.key)
+            self._deliver(peer, RequestFailed(request.key[1], error))
 
     def lost(self, message: SequencesLost) -> None:
         """A replica is gone: queue again what has no token yet, fail the rest."""
@@ -197,7 +204,10 @@ class Requests:
         served = self._catalogue.get(sequence.request.model)
         can_retry = served is not None and bool(served.restarting or served.replicas)
         if not sequence.produced and can_retry and sequence.attempt < self._limits.max_attempts:
-            self._tell_batching(sequence.request, self.streams.again(sequence).queued)
+            try:
+                self._tell_batching(sequence.request, self.streams.again(sequence).queued)
+            except ServingError as error:
+                self.fail(sequence.request, describe(error))
             return
         text = f"the process that generated this answer is gone ({message.reason})"
         self.fail(sequence.request, ErrorInfo(ReplicaLost.code, text, retry_after=1.0, model=sequence.request.model))
@@ -212,8 +222,13 @@ class Requests:
             self.fail(request, describe(error))
 
     def _drop(self, request: Request) -> None:
-        for sequence_id in self.streams.close(request):
+        for sequence_id in self._close(request):
             self._node.tell("batching", SequenceAborted(sequence_id))
+
+    def _close(self, request: Request) -> list[int]:
+        self._gate.waiting -= request.unproduced
+        request.unproduced = 0
+        return self.streams.close(request)
 
     def _ended(self, request: Request, outcome: str, fault: bool) -> None:
         now = self._node.clock()

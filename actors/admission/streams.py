@@ -59,6 +59,8 @@ class Request:
     sequences: dict[int, Sequence] = attrs.field(factory=dict)
     """Live ones, by choice index."""
     unfinished: int = 0
+    unproduced: int = 0
+    """Choices without a token yet, from arrival on."""
     first_token_at: float | None = None
     ends: list[SequenceEnd] = attrs.field(factory=list)
 

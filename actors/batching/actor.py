@@ -86,8 +86,8 @@ class BatchingActor(Actor):
         self._dirty = True
 
     def _replica_up(self, message: ReplicaUp) -> None:
-        self._scheduler.replica_up(message.replica, message.model.name, message.slots, message.kv_bytes)
-        self.node.tell(message.replica, SequencesDropped())
+        if self._scheduler.replica_up(message.replica, message.model.name, message.slots, message.kv_bytes):
+            self.node.tell(message.replica, SequencesDropped())
         self._dirty = True
 
     def _replica_down(self, message: ReplicaDown) -> None:

@@ -18,13 +18,15 @@ import attrs
 from mlx_serving.actors.messages.batching import SequenceQueued
 from mlx_serving.actors.messages.values import PRIORITIES
 
+SLACK = 64
+"""Left-overs that are not worth a clean-up."""
+
 
 @attrs.define(order=True)
 class _Entry:
     tag: float
     queued_at: float
     sequence_id: int
-    sequence: SequenceQueued = attrs.field(order=False)
 
 
 class WaitingLine:
@@ -49,18 +51,18 @@ class WaitingLine:
         tag = max(self._virtual, self._tenant_tags.get(tenant, 0.0))
         self._tenant_tags[tenant] = tag + cost
         self._waiting[sequence.sequence_id] = sequence
-        heapq.heappush(self._classes[rank], _Entry(tag, sequence.queued_at, sequence.sequence_id, sequence))
+        heapq.heappush(self._classes[rank], _Entry(tag, sequence.queued_at, sequence.sequence_id))
 
     def remove(self, sequence_id: int) -> bool:
         """True when the sequence was waiting here."""
         found = self._waiting.pop(sequence_id, None) is not None
-        self._forget_idle_tenants()
+        self._tidy()
         return found
 
     def first(self, now: float) -> SequenceQueued | None:
         """The sequence to be served next; None when nobody waits."""
         best = self._best(now)
-        return None if best is None else best[1].sequence
+        return None if best is None else self._waiting[best[1].sequence_id]
 
     def pop(self, now: float) -> SequenceQueued | None:
         """Take out what `first` names."""
@@ -70,8 +72,9 @@ class WaitingLine:
         rank, entry = best
         heapq.heappop(self._classes[rank])
         self._virtual = max(self._virtual, entry.tag)
+        sequence = self._waiting[entry.sequence_id]
         self.remove(entry.sequence_id)
-        return entry.sequence
+        return sequence
 
     def _best(self, now: float) -> tuple[int, _Entry] | None:
         heads = [(rank, head) for rank in self._classes if (head := self._head(rank)) is not None]
@@ -87,7 +90,16 @@ class WaitingLine:
             heapq.heappop(entries)
         return entries[0] if entries else None
 
-    def _forget_idle_tenants(self) -> None:
+    def _tidy(self) -> None:
+        """Keep what is left of removed sequences and idle tenants in proportion to those who wait."""
+        bound = 2 * len(self._waiting) + SLACK
+        for rank, entries in self._classes.items():
+            if len(entries) > bound:
+                self._classes[rank] = [entry for entry in entries if entry.sequence_id in self._waiting]
+                heapq.heapify(self._classes[rank])
         if not self._waiting:
             self._tenant_tags.clear()
             self._virtual = 0.0
+        elif len(self._tenant_tags) > bound:
+            present = {(PRIORITIES.index(each.priority), each.tenant) for each in self._waiting.values()}
+            self._tenant_tags = {key: tag for key, tag in self._tenant_tags.items() if key in present}

@@ -44,8 +44,12 @@ class Scheduler:
         for line in self._lines.values():
             line.ageing = seconds
 
-    def replica_up(self, name: str, model: str, slots: int, kv_bytes: int) -> None:
+    def replica_up(self, name: str, model: str, slots: int, kv_bytes: int) -> bool:
+        """False when the replica is known already and goes on with what it holds."""
+        if name in self._replicas:
+            return False
         self._replicas[name] = ReplicaLoad(name, model, slots, kv_bytes)
+        return True
 
     def replica_down(self, name: str) -> tuple[int, ...]:
         """The sequences that were on it."""

@@ -24,6 +24,9 @@ from mlx_serving.actors.messages.envelope import Envelope
 from mlx_serving.actors.messages.generation import SequenceAssigned, SequencesDropped
 from mlx_serving.actors.messages.supervision import ActorReady
 
+RETRY_SECONDS = 0.02
+"""Wait before tokens are offered again to an admission that does not keep up."""
+
 
 class GenerationActor(Actor):
     """Answers for tokens. `make_engine` is called on the actor's own thread, which owns everything MLX."""
@@ -35,6 +38,7 @@ class GenerationActor(Actor):
     def set_up(self, node: Node) -> ActorReady:
         self.node = node
         self._live: set[int] = set()
+        self._unsent: tuple[SequenceOutput, ...] = ()
         self._engine = self._make_engine()
         model, limits = self._engine.load()
         self._account = StepAccount(self.name, model.name)
@@ -56,9 +60,12 @@ class GenerationActor(Actor):
 
     @property
     def pending(self) -> int:
-        return self._engine.pending
+        return self._engine.pending + len(self._unsent)
 
     def work(self) -> None:
+        if self._unsent and not self._send(()):
+            self.node.poller.wait(RETRY_SECONDS)
+            return
         started = self.node.clock()
         report = self._engine.step()
         self.steps += 1
@@ -92,10 +99,16 @@ class GenerationActor(Actor):
         for sequence_id in self._live:
             self._engine.cancel(sequence_id)
         self._live.clear()
+        self._unsent = ()
 
-    def _send(self, outputs: tuple[SequenceOutput, ...]) -> None:
-        self.node.tell("admission", TokensGenerated(self.name, outputs))
-        self._release(tuple(each.sequence_id for each in outputs if each.end is not None or each.error is not None))
+    def _send(self, outputs: tuple[SequenceOutput, ...]) -> bool:
+        """One frame with what is new and what could not be sent before; False while admission does not keep up."""
+        outputs = self._unsent + outputs
+        sent = self.node.tell("admission", TokensGenerated(self.name, outputs))
+        self._unsent = () if sent else outputs
+        if sent:
+            self._release(tuple(each.sequence_id for each in outputs if each.end is not None or each.error is not None))
+        return sent
 
     def _release(self, sequence_ids: tuple[int, ...]) -> None:
         released = tuple(each for each in sequence_ids if each in self._live)

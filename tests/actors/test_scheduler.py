@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from mlx_serving.actors.batching.queue import WaitingLine
 from mlx_serving.actors.batching.scheduler import Scheduler
 from mlx_serving.actors.messages.batching import SequenceQueued
 from mlx_serving.actors.messages.values import PRIORITIES, Priority, Sampling, Stopping, pack_ids
@@ -117,6 +118,27 @@ def test_an_aborted_sequence_leaves_the_line_or_names_its_replica() -> None:
     scheduler.enqueue(sequence(2))
     served(scheduler)
     assert scheduler.abort(2) == "r"
+
+
+def test_clients_that_come_and_go_leave_nothing_in_the_line() -> None:
+    line = WaitingLine(ageing=10)
+    line.add(sequence(0, priority="high"), 8)
+    for number in range(1, 5000):
+        line.add(sequence(number, tenant=f"t{number}"), 8)
+        line.remove(number)
+    assert len(line) == 1
+    assert sum(map(len, line._classes.values())) < 200
+    assert len(line._tenant_tags) < 200
+    assert line.pop(0.0) == sequence(0, priority="high")
+
+
+def test_a_replica_that_is_announced_twice_keeps_what_it_holds() -> None:
+    scheduler = Scheduler(ageing=10)
+    assert scheduler.replica_up("r", "m", slots=1, kv_bytes=100)
+    scheduler.enqueue(sequence(1))
+    assert served(scheduler) == [1]
+    assert not scheduler.replica_up("r", "m", slots=1, kv_bytes=100)
+    assert scheduler.observe(0).running == 1
 
 
 @settings(max_examples=50, deadline=None)

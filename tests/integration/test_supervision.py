@@ -161,3 +161,21 @@ def test_a_port_in_use_is_a_clear_error(serving_home: Path) -> None:
         assert second.returncode != 0
         assert port in second.stderr
         assert "Traceback" not in second.stderr
+
+
+def test_a_host_that_stood_still_goes_on_when_it_wakes(serving_home: Path) -> None:
+    limits: dict[str, Any] = {"supervision__heartbeat_timeout": 1.0, "admission__frontend_timeout": 1.0}
+    with (
+        Server(serving_home, **SCRIPTED, **limits, admission__keepalive_seconds=0.2) as server,
+        EventStream(server.url, "/v1/completions", {**BODY, "max_tokens": 1500}) as stream,
+    ):
+        stream.next_event()
+        pid = server.replica_pid()
+        server.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(3)
+        server.process.send_signal(signal.SIGCONT)
+        events = list(stream.events())
+        assert any(choice["finish_reason"] == "length" for event in events for choice in event["choices"])
+        assert server.replica_pid() == pid
+        assert server.get("/readyz")[0] == 200

@@ -67,6 +67,7 @@ class MlxEngine:
         self._ready: list[Row] = []
         self._returning: list[Row] = []
         self._outputs: list[SequenceOutput] = []
+        self._joining: list[Row] = []
         self._in_flight: Step | None = None
 
     def load(self) -> tuple[ModelInfo, EngineLimits]:
@@ -246,7 +247,9 @@ class MlxEngine:
         joining = [row for row in self._ready if not row.is_paused][: max(0, room)]
         if joining:
             self._ready = [row for row in self._ready if row not in joining]
+            self._joining = joining
             self._batch.join(joining)
+            self._joining = []
 
     def _take(self, row: Row, reading: Reading) -> None:
         if row.is_gone:
@@ -294,7 +297,9 @@ class MlxEngine:
 
     def _recover(self, previous: Step | None, error: Exception) -> None:
         """A step of the batch failed: a lone row is at fault, of several each is put to the test."""
-        rows = list(dict.fromkeys([*self._batch.rows, *(previous.rows if previous is not None else ())]))
+        stepped = previous.rows if previous is not None else ()
+        rows = list(dict.fromkeys([*self._batch.rows, *self._joining, *stepped]))
+        self._joining = []
         rows = [row for row in rows if not row.is_gone]
         self._drop_batch()
         if len(rows) == 1:
