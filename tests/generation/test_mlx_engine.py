@@ -13,6 +13,7 @@ from support.engines import loaded, mlx_lm_greedy
 from support.tiny_models import EOS
 
 from mlx_serving.actors.errors import ContextOverflow, InvalidParameter, ModelLoadFailed
+from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.messages.values import Sampling, Stopping
 from mlx_serving.actors.models.record import ModelRecord
@@ -274,6 +275,25 @@ def test_a_batch_that_fails_costs_only_the_row_at_fault(tiny: MlxEngine, expecte
     alone = driver.submit(PROMPTS[2], Sampling(seed=3, frequency_penalty=0.5))
     driver.run()
     assert driver.sequences[sampled].ids == driver.sequences[alone].ids
+
+
+def test_a_failure_while_rows_join_costs_nobody_an_answer(
+    tiny: MlxEngine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge, failures = prompt_caches.merge, iter([RuntimeError("out of memory")])
+
+    def failing_once(caches: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return merge(caches)
+
+    driver = Driver(tiny)
+    running = driver.submit(PROMPTS[1])
+    driver.run_until(running, 3)
+    monkeypatch.setattr(prompt_caches, "merge", failing_once)
+    joining = driver.submit(PROMPTS[3])
+    driver.run()
+    assert driver.ids([running, joining]) == [expected[1], expected[3]]
 
 
 def test_a_lone_row_that_fails_leaves_the_engine_working(tiny: MlxEngine, expected: list[list[int]]) -> None:
