@@ -88,19 +88,24 @@ class _End:
         return self._socket
 
 
-def _bind(socket: zmq.Socket[bytes], endpoints: Endpoints) -> None:
-    socket.bind(endpoints.ipc)
-    if endpoints.inproc is not None:
-        socket.bind(endpoints.inproc)
+class _Sender(_End):
+    """An end that sends one frame an envelope."""
+
+    def send(self, envelope: Envelope) -> bool:
+        """False when the other side does not keep up and the queue is full."""
+        try:
+            self._socket.send(encode(envelope), _NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
 
-class Inbox(_End):
-    """The PULL end where an actor receives. Refused frames go to `on_refused` with the reason."""
+class _Receiver(_End):
+    """An end that receives one frame an envelope; refused frames go to `on_refused` with the reason."""
 
-    def __init__(self, bus: Bus, endpoints: Endpoints, on_refused: Callable[[ProtocolError], None]) -> None:
-        super().__init__(bus.socket(zmq.PULL))
+    def __init__(self, socket: zmq.Socket[bytes], on_refused: Callable[[ProtocolError], None]) -> None:
+        super().__init__(socket)
         self._on_refused = on_refused
-        _bind(self._socket, endpoints)
 
     def receive(self) -> Envelope | None:
         """The next envelope, or None when nothing waits."""
@@ -112,20 +117,26 @@ class Inbox(_End):
         return None
 
 
-class Outbox(_End):
+def _bind(socket: zmq.Socket[bytes], endpoints: Endpoints) -> None:
+    socket.bind(endpoints.ipc)
+    if endpoints.inproc is not None:
+        socket.bind(endpoints.inproc)
+
+
+class Inbox(_Receiver):
+    """The PULL end where an actor receives. Refused frames go to `on_refused` with the reason."""
+
+    def __init__(self, bus: Bus, endpoints: Endpoints, on_refused: Callable[[ProtocolError], None]) -> None:
+        super().__init__(bus.socket(zmq.PULL), on_refused)
+        _bind(self._socket, endpoints)
+
+
+class Outbox(_Sender):
     """The PUSH end towards one other actor's inbox."""
 
     def __init__(self, bus: Bus, address: str) -> None:
         super().__init__(bus.socket(zmq.PUSH))
         self._socket.connect(address)
-
-    def send(self, envelope: Envelope) -> bool:
-        """False when the other side does not keep up and the queue is full."""
-        try:
-            self._socket.send(encode(envelope), _NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
 
 
 class Door(_End):
@@ -158,12 +169,11 @@ class Door(_End):
         return True
 
 
-class Link(_End):
+class Link(_Receiver, _Sender):
     """The DEALER end of a frontend, used from one asyncio loop through its file descriptor."""
 
     def __init__(self, bus: Bus, address: str, on_refused: Callable[[ProtocolError], None]) -> None:
-        super().__init__(bus.socket(zmq.DEALER))
-        self._on_refused = on_refused
+        super().__init__(bus.socket(zmq.DEALER), on_refused)
         self._socket.routing_id = uuid.uuid4().bytes
         self._socket.connect(address)
 
@@ -171,21 +181,6 @@ class Link(_End):
     def fd(self) -> int:
         """Edge-triggered: after it fires, and after each send, `receive` until None."""
         return int(self._socket.get(zmq.FD))
-
-    def send(self, envelope: Envelope) -> bool:
-        try:
-            self._socket.send(encode(envelope), _NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
-
-    def receive(self) -> Envelope | None:
-        while self._waits():
-            try:
-                return decode(self._socket.recv(_NOBLOCK))
-            except ProtocolError as error:
-                self._on_refused(error)
-        return None
 
 
 class Waker:
