@@ -6,13 +6,14 @@ credits or frontends. `MlxEngine` runs models; `ScriptedEngine` says prepared th
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Protocol
 
 import attrs
 
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
-from mlx_serving.actors.messages.values import ModelInfo
+from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo
 
 
 @attrs.frozen
@@ -35,6 +36,18 @@ class StepReport:
     cache_bytes: int = 0
 
 
+@attrs.frozen
+class HeldPrefixes:
+    """Which prompt prefixes a cache holds: digests of whole blocks (`prefix/digests.py`), begun from `namespace`.
+
+    `version` changes whenever `digests` does. `digests` may be the cache's own set: copy what is to be kept.
+    """
+
+    namespace: bytes
+    version: int
+    digests: Set[int]
+
+
 class Engine(Protocol):
     """Load once, then submit, step, cancel, pause and resume in any order, then close."""
 
@@ -44,6 +57,8 @@ class Engine(Protocol):
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:
         """Take a sequence in; its first output comes from a later `step`. `started_at`: monotonic seconds.
+
+        One whose `max_tokens` is 0 is prefilled into the prefix cache; its one output has an end and no token.
 
         Raises a ServingError when this sequence can never run; the others are not disturbed.
         """
@@ -71,6 +86,18 @@ class Engine(Protocol):
     @property
     def pending(self) -> int:
         """Sequences that the next step would advance (paused ones do not count)."""
+        ...
+
+    def cache_stats(self) -> CacheStats:
+        """What the prefix cache holds and what it was good for; `enabled` false for an engine without one."""
+        ...
+
+    def clear_cache(self, tier: CacheTier) -> None:
+        """Empty a tier of the prefix cache, or all. What running sequences use stays theirs."""
+        ...
+
+    def held_prefixes(self) -> HeldPrefixes | None:
+        """What batching may route by; None for an engine that keeps no prefixes. Called after every step."""
         ...
 
     def close(self) -> None:

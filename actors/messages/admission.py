@@ -6,6 +6,8 @@ import attrs
 
 from mlx_serving.actors.errors import ErrorInfo
 from mlx_serving.actors.messages.values import (
+    CacheStats,
+    CacheTier,
     ChatMessage,
     ModelInfo,
     Priority,
@@ -13,6 +15,8 @@ from mlx_serving.actors.messages.values import (
     SequenceEnd,
     Stopping,
     TokenLogprob,
+    ToolCallPart,
+    ToolUse,
 )
 
 # --- from frontends -------------------------------------------------------------------------------------------------
@@ -35,8 +39,11 @@ class GenerationRequested:
     `request_id` is the frontend's own number, unique on its connection. `prompt_ids` are packed uint32 (`pack_ids`).
     `model` None is the default model. `window` is the stream's initial credit in tokens per choice: a consumer that
     does not return credits (`CreditsReturned`) pauses its own sequences and nobody else's. `timeout` in seconds
-    bounds the whole request. Answered with `RequestAccepted`, any number of `TokensDelivered`, and exactly one of
-    `RequestFinished` and `RequestFailed`.
+    bounds the whole request. Cached prefixes are shared only between requests of the same `cache_salt`. Answered with
+    `RequestAccepted`, any number of `TokensDelivered`, and exactly one of `RequestFinished` and `RequestFailed`.
+
+    `template_arguments` is the JSON text of an object, variables for the chat template; `reasoning_effort` is one more.
+    `thinking_budget` bounds the tokens of reasoning.
     """
 
     request_id: int
@@ -52,6 +59,11 @@ class GenerationRequested:
     tenant: str = ""
     timeout: float | None = None
     window: int = 512
+    cache_salt: str = ""
+    tool_use: ToolUse = attrs.field(factory=ToolUse)
+    template_arguments: str = "{}"
+    reasoning_effort: str | None = None
+    thinking_budget: int | None = None
 
 
 @attrs.frozen
@@ -108,6 +120,35 @@ class ModelUnloadRequested:
 
 
 @attrs.frozen
+class CacheStatsRequested:
+    """What the prefix caches of a model's replicas hold (None: of all). Answered with `CacheReported`."""
+
+    model: str | None = None
+
+
+@attrs.frozen
+class CacheClearRequested:
+    """Empty one tier, or all, of the prefix caches of a model's replicas (None: of all).
+
+    What running sequences use stays theirs. Answered with `CacheReported`: what is held afterwards.
+    """
+
+    tier: CacheTier = "all"
+    model: str | None = None
+
+
+@attrs.frozen
+class CacheWarmRequested:
+    """Prefill the named warm prompt of the settings (None: each) on every replica that it is for.
+
+    Answered with `CacheWarmed`.
+    """
+
+    name: str | None = None
+    model: str | None = None
+
+
+@attrs.frozen
 class StatusRequested:
     """The state of the whole runtime. Answered with `StatusReported`."""
 
@@ -129,7 +170,8 @@ class ShutdownRequested:
 class SequenceOutput:
     """What one step gave one sequence: new text (may be empty), its token ids, and how it ended, if it did.
 
-    Exactly one of `end` and `error` is set on the last output of a sequence.
+    `reasoning` and `tool_calls` are what the model wrote apart from the text. Exactly one of `end` and `error` is set
+    on the last output of a sequence.
     """
 
     sequence_id: int
@@ -138,6 +180,8 @@ class SequenceOutput:
     logprobs: tuple[TokenLogprob, ...] = ()
     end: SequenceEnd | None = None
     error: ErrorInfo | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallPart, ...] = ()
 
 
 @attrs.frozen
@@ -146,6 +190,14 @@ class TokensGenerated:
 
     replica: str
     outputs: tuple[SequenceOutput, ...]
+
+
+@attrs.frozen
+class CacheObserved:
+    """A replica's answer to `CacheStatsRequested` and `CacheClearRequested`, which admission passes on to it."""
+
+    replica: str
+    stats: CacheStats
 
 
 # --- from batching, supervisor, qos, telemetry ----------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from mlx_serving.actors.messages.values import Priority, Sampling, Stopping
+from mlx_serving.actors.messages.values import AnswerFormat, Priority, Sampling, Stopping
 
 
 @attrs.frozen
@@ -12,7 +12,9 @@ class SequenceQueued:
     """One sequence that wants a place in a batch.
 
     `prompt_ids` are packed uint32. `kv_bytes` is the most its cache can grow to. `queued_at` and `deadline` are
-    monotonic seconds. `index` is the choice within its request: it enters the seed.
+    monotonic seconds. `index` is the choice within its request: it enters the seed. Sequences share cached prefixes
+    only under the same `cache_salt`. `segments` are offsets in the prompt, ascending, where a message ends. `replica`
+    names the only one that may run it. `stopping.max_tokens` 0 prefills the prompt into the cache and says nothing.
     """
 
     sequence_id: int
@@ -27,6 +29,10 @@ class SequenceQueued:
     tenant: str = ""
     deadline: float | None = None
     window: int = 512
+    cache_salt: str = ""
+    segments: tuple[int, ...] = ()
+    replica: str | None = None
+    format: AnswerFormat | None = None
 
 
 @attrs.frozen
@@ -56,3 +62,18 @@ class SequencesEnded:
 
     replica: str
     sequence_ids: tuple[int, ...]
+
+
+@attrs.frozen
+class PrefixesHeld:
+    """A replica tells which prompt prefixes its cache holds, by their digests (`generation/prefix/digests.py`).
+
+    `added` and `dropped` are packed little-endian uint64 (`pack_digests`). With `is_whole`, what was told before is
+    void. `namespace` is what the replica's digests begin from.
+    """
+
+    replica: str
+    namespace: bytes
+    added: bytes
+    dropped: bytes = b""
+    is_whole: bool = False

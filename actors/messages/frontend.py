@@ -6,7 +6,15 @@ import attrs
 
 from mlx_serving.actors.errors import ErrorInfo
 from mlx_serving.actors.messages.admission import ActorState, QueueObserved
-from mlx_serving.actors.messages.values import ModelInfo, SequenceEnd, Timings, TokenLogprob, Usage
+from mlx_serving.actors.messages.values import (
+    CacheStats,
+    ModelInfo,
+    SequenceEnd,
+    Timings,
+    TokenLogprob,
+    ToolCallPart,
+    Usage,
+)
 
 
 @attrs.frozen
@@ -28,7 +36,7 @@ class RequestAccepted:
 
 @attrs.frozen
 class Delta:
-    """New text and tokens of one choice; `end` on its last one."""
+    """New text and tokens of one choice, reasoning and tool calls apart from the text; `end` on its last one."""
 
     request_id: int
     index: int
@@ -36,6 +44,8 @@ class Delta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     end: SequenceEnd | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallPart, ...] = ()
 
 
 @attrs.frozen
@@ -117,6 +127,41 @@ class ModelLoaded:
     """The model serves."""
 
     model: ServedModel
+
+
+@attrs.frozen
+class ReplicaCache:
+    """The prefix cache of one replica."""
+
+    replica: str
+    model: str
+    stats: CacheStats
+
+
+@attrs.frozen
+class CacheReported:
+    """The prefix caches that were asked about."""
+
+    replicas: tuple[ReplicaCache, ...]
+
+
+@attrs.frozen
+class WarmedPrompt:
+    """A warm prompt that a replica's cache holds now; `cached_tokens` of its `tokens` were there before. Seconds."""
+
+    name: str
+    model: str
+    replica: str
+    tokens: int
+    cached_tokens: int
+    seconds: float
+
+
+@attrs.frozen
+class CacheWarmed:
+    """The warm prompts that were asked for."""
+
+    prompts: tuple[WarmedPrompt, ...]
 
 
 @attrs.frozen

@@ -1,4 +1,5 @@
-"""What a replica is told by batching. `SequencePaused`, `SequenceResumed`, `SequenceAborted` arrive here too."""
+"""What a replica is told by batching. `SequencePaused`, `SequenceResumed`, `SequenceAborted` arrive here too, and from
+admission `CacheStatsRequested` and `CacheClearRequested`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ import attrs
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+ToolMode = Literal["auto", "none", "required", "named"]
+
+CacheTier = Literal["memory", "disk", "all"]
 
 
 def pack_ids(ids: Iterable[int]) -> bytes:
@@ -65,12 +68,75 @@ class Stopping:
 
 
 @attrs.frozen
+class ToolCall:
+    """A call that an assistant's turn made. `arguments` is the JSON text of an object."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@attrs.frozen
 class ChatMessage:
-    """One turn of a conversation, in the terms of the chat template."""
+    """One turn of a conversation. `tool_call_id` on a tool's answer; `reasoning` and `tool_calls` on an assistant's."""
 
     role: str
     content: str
     name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str | None = None
+
+
+@attrs.frozen
+class Tool:
+    """A function that the model may call. `parameters` is the JSON text of its JSON Schema, an object's.
+
+    With `strict`, a keyword of the schema that cannot be enforced is an error; without, it is left out of the mask.
+    """
+
+    name: str
+    parameters: str
+    description: str | None = None
+    strict: bool = False
+
+
+@attrs.frozen
+class ToolUse:
+    """The tools of a request and which of them must be called. `name` is that of mode `named`."""
+
+    tools: tuple[Tool, ...] = ()
+    mode: ToolMode = "auto"
+    name: str = ""
+    parallel: bool = True
+
+
+@attrs.frozen
+class ToolCallPart:
+    """A piece of the answer's tool call number `index`: `id` and `name` with its first piece, then JSON text."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@attrs.frozen
+class AnswerFormat:
+    """How a model's output is taken apart, and what is forced upon it besides `guidance`.
+
+    `reasoning` and `calls` name parsers of `actors/generation/parsing`, "" for none. `is_thinking`: the prompt ends
+    inside a span of reasoning. With a `trigger`, guidance begins wherever the answer shows it; without, at the start
+    of the answer. `thinking_budget`: tokens of reasoning after which its end is forced.
+    """
+
+    reasoning: str = ""
+    calls: str = ""
+    is_thinking: bool = False
+    tools: tuple[Tool, ...] = ()
+    parallel: bool = True
+    trigger: str = ""
+    thinking_budget: int | None = None
 
 
 @attrs.frozen
@@ -95,6 +161,7 @@ class SequenceEnd:
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    reasoning_tokens: int = 0
 
 
 @attrs.frozen
@@ -104,6 +171,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @attrs.frozen
@@ -132,3 +200,30 @@ class ModelInfo:
     quantization_bits: int | None = None
     is_vision: bool = False
     fingerprint: str = ""
+
+
+@attrs.frozen
+class CacheStats:
+    """A replica's prefix cache: what it holds now, and what it was good for since the replica started. Bytes.
+
+    `lookups` prompts of `lookup_tokens` tokens were looked up; `hits` of them found a prefix here, of `hit_tokens`
+    tokens together, `disk_hit_tokens` of which came from disk. `evicted` entries made room for others; `dropped`
+    ones on disk were broken. An engine without a cache reports `enabled` false and zeros.
+    """
+
+    enabled: bool
+    entries: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    limit_bytes: int = 0
+    disk_entries: int = 0
+    disk_tokens: int = 0
+    disk_bytes: int = 0
+    disk_limit_bytes: int = 0
+    lookups: int = 0
+    lookup_tokens: int = 0
+    hits: int = 0
+    hit_tokens: int = 0
+    disk_hit_tokens: int = 0
+    evicted: int = 0
+    dropped: int = 0

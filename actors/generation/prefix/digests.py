@@ -6,7 +6,9 @@ prefix, and two processes agree on it without ever having exchanged a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 from mlx_serving.actors.messages.values import pack_ids
@@ -14,6 +16,15 @@ from mlx_serving.actors.messages.values import pack_ids
 BLOCK_TOKENS = 64
 """Tokens a digest step covers; a cached prefix is announced in whole blocks."""
 _ID_BYTES = 4
+
+
+def namespace(base: bytes, cache_salt: str = "", adapter: str = "") -> bytes:
+    """The name of a space in which prefixes are shared.
+
+    `base` stands for everything that fixes what an engine computes from tokens: weights, cache format. Templates and
+    their arguments need no name, the tokens show them.
+    """
+    return b"%s\0%d\0%s%s" % (base, len(adapter), adapter.encode(), cache_salt.encode())
 
 
 def block_digests(namespace: bytes, ids: Sequence[int], block: int = BLOCK_TOKENS) -> list[int]:
@@ -30,3 +41,20 @@ def packed_block_digests(namespace: bytes, packed: bytes, block: int = BLOCK_TOK
         chain = blake2b(packed[start : start + width], digest_size=8, key=chain).digest()
         digests.append(int.from_bytes(chain, "little"))
     return digests
+
+
+def pack_digests(digests: Iterable[int]) -> bytes:
+    """Digests as little-endian uint64, for the bus."""
+    packed = array("Q", digests)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_digests(packed: bytes) -> list[int]:
+    """The inverse of `pack_digests`."""
+    digests = array("Q")
+    digests.frombytes(packed)
+    if sys.byteorder == "big":
+        digests.byteswap()
+    return digests.tolist()
