@@ -22,7 +22,7 @@ from mlx_serving.actors.messages import admission, batching, frontend, generatio
 from mlx_serving.actors.messages.admission import SequenceOutput, TokensGenerated
 from mlx_serving.actors.messages.envelope import PROTOCOL_VERSION, Envelope
 from mlx_serving.actors.messages.frontend import Delta, TokensDelivered
-from mlx_serving.actors.messages.values import SequenceEnd, TokenLogprob
+from mlx_serving.actors.messages.values import SequenceEnd, TokenLogprob, ToolCallPart
 
 
 def _defined_in(module: ModuleType) -> dict[str, type]:
@@ -91,6 +91,10 @@ def _pack_logprob(value: TokenLogprob) -> tuple[Any, ...]:
     return (value.token_id, value.token, value.logprob, value.top)
 
 
+def _pack_call(part: ToolCallPart) -> tuple[Any, ...]:
+    return (part.index, part.arguments, part.id, part.name)
+
+
 def _pack_end(value: SequenceEnd | None) -> tuple[Any, ...] | None:
     return None if value is None else attrs.astuple(value)
 
@@ -98,12 +102,16 @@ def _pack_end(value: SequenceEnd | None) -> tuple[Any, ...] | None:
 def _pack_output(output: SequenceOutput) -> tuple[Any, ...]:
     error = None if output.error is None else attrs.astuple(output.error)
     logprobs = [_pack_logprob(each) for each in output.logprobs]
-    return (output.sequence_id, output.text, output.token_ids, logprobs, _pack_end(output.end), error)
+    calls = [_pack_call(each) for each in output.tool_calls]
+    end = _pack_end(output.end)
+    return (output.sequence_id, output.text, output.token_ids, logprobs, end, error, output.reasoning, calls)
 
 
 def _pack_delta(delta: Delta) -> tuple[Any, ...]:
     logprobs = [_pack_logprob(each) for each in delta.logprobs]
-    return (delta.request_id, delta.index, delta.text, delta.token_ids, logprobs, _pack_end(delta.end))
+    calls = [_pack_call(each) for each in delta.tool_calls]
+    end = _pack_end(delta.end)
+    return (delta.request_id, delta.index, delta.text, delta.token_ids, logprobs, end, delta.reasoning, calls)
 
 
 def _check(value: Any, kind: type) -> Any:
@@ -127,6 +135,12 @@ def _unpack_logprob(value: Any) -> TokenLogprob:
     return TokenLogprob(_check(token_id, int), _check(token, str), _check(logprob, float), alternatives)
 
 
+def _unpack_call(value: Any) -> ToolCallPart:
+    index, arguments, call_id, name = value
+    names = (each if each is None else _check(each, str) for each in (call_id, name))
+    return ToolCallPart(_check(index, int), _check(arguments, str), *names)
+
+
 def _by_fields(value: Any, kind: type) -> Any:
     """An attrs class from its positional form; None stays None."""
     if value is None:
@@ -138,7 +152,7 @@ def _by_fields(value: Any, kind: type) -> Any:
 
 
 def _unpack_output(value: Any) -> SequenceOutput:
-    sequence_id, text, ids, logprobs, end, error = value
+    sequence_id, text, ids, logprobs, end, error, reasoning, calls = value
     return SequenceOutput(
         _check(sequence_id, int),
         _check(text, str),
@@ -146,11 +160,13 @@ def _unpack_output(value: Any) -> SequenceOutput:
         tuple([_unpack_logprob(each) for each in logprobs]),
         _by_fields(end, SequenceEnd),
         _by_fields(error, ErrorInfo),
+        _check(reasoning, str),
+        tuple([_unpack_call(each) for each in calls]),
     )
 
 
 def _unpack_delta(value: Any) -> Delta:
-    request_id, index, text, ids, logprobs, end = value
+    request_id, index, text, ids, logprobs, end, reasoning, calls = value
     return Delta(
         _check(request_id, int),
         _check(index, int),
@@ -158,6 +174,8 @@ def _unpack_delta(value: Any) -> Delta:
         _unpack_ids(ids),
         tuple([_unpack_logprob(each) for each in logprobs]),
         _by_fields(end, SequenceEnd),
+        _check(reasoning, str),
+        tuple([_unpack_call(each) for each in calls]),
     )
 
 

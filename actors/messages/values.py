@@ -150,6 +150,19 @@ class TokenLogprob:
 
 
 @attrs.frozen
+class DraftCounts:
+    """Tokens that speculation proposed: those the model then said itself, and those it did not.
+
+    The last two count the ones that came out of the request's `prediction`.
+    """
+
+    accepted: int = 0
+    rejected: int = 0
+    accepted_prediction: int = 0
+    rejected_prediction: int = 0
+
+
+@attrs.frozen
 class SequenceEnd:
     """Why and with what one sequence ended. Times in seconds; `matched` is the stop string or stop token id."""
 

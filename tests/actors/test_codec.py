@@ -20,6 +20,7 @@ from mlx_serving.actors.messages.values import (
     Sampling,
     SequenceEnd,
     TokenLogprob,
+    ToolCallPart,
     pack_ids,
     unpack_ids,
 )
@@ -96,6 +97,7 @@ def test_a_token_frame_carries_everything() -> None:
     outputs = (
         SequenceOutput(1, "é", (7, 8), (TokenLogprob(7, " a", -0.5, top),), end),
         SequenceOutput(2, "", (), error=ErrorInfo("generation_failed", "NaN", model="m")),
+        SequenceOutput(3, "", (9,), reasoning="hm", tool_calls=(ToolCallPart(0, "{", "call_1", "f"), ToolCallPart(1))),
     )
     envelope = Envelope(TokensGenerated("replica-1", outputs), "replica-1")
     assert decode(encode(envelope)) == envelope
@@ -103,7 +105,7 @@ def test_a_token_frame_carries_everything() -> None:
 
 def test_a_token_frame_with_a_wrong_item_is_refused() -> None:
     frame = msgpack.packb(
-        (PROTOCOL_VERSION, "TokensGenerated", "r", 0, None, "", ("r", [(1, b"x", [], [], None, None)]))
+        (PROTOCOL_VERSION, "TokensGenerated", "r", 0, None, "", ("r", [(1, b"x", [], [], None, None, "", [])]))
     )
     with pytest.raises(ProtocolError, match="expected str"):
         decode(frame)
