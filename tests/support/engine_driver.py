@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import attrs
 
@@ -44,12 +45,17 @@ class Driver:
         sampling: Sampling = GREEDY,
         stopping: Stopping | None = None,
         index: int = 0,
+        **fields: Any,
     ) -> int:
-        """Returns the new sequence's id. Without `stopping`: 8 tokens, past any end of sequence."""
+        """Returns the new sequence's id. Without `stopping`: 8 tokens, past any end of sequence.
+
+        `fields` are further ones of `SequenceQueued`.
+        """
         sequence_id = len(self.sequences)
         wanted = stopping if stopping is not None else Stopping(max_tokens=8, ignore_eos=True)
         self.sequences[sequence_id] = Collected()
-        self.engine.submit(SequenceQueued(sequence_id, "tiny", pack_ids(prompt), sampling, wanted, 0, 1.0, index), 2.0)
+        queued = SequenceQueued(sequence_id, "tiny", pack_ids(prompt), sampling, wanted, 0, 1.0, index, **fields)
+        self.engine.submit(queued, 2.0)
         return sequence_id
 
     def step(self) -> StepReport:
