@@ -33,6 +33,10 @@ def setting(
     return attrs.field(default=default, metadata=metadata)
 
 
+BILLING_HEADER = r"x-anthropic-billing-header:(?: cc[a-z_]*=[^;\s]*;)+"
+"""What Claude Code puts before its system prompt; its values differ at every turn."""
+
+
 @attrs.frozen
 class Models:
     """Which models are served and where they may come from."""
@@ -41,6 +45,14 @@ class Models:
         "smollm2-135m", "Model served when a request names none: a stored name, an alias or a folder."
     )
     preload: tuple[str, ...] = setting((), "Further models loaded at start.")
+    replicas: int = setting(
+        1, "Processes that serve each model; each holds the weights and its share of memory_fraction.", minimum=1
+    )
+    warm_prompts: tuple[str, ...] = setting(
+        (),
+        "System prompts that are prefilled at start, each as NAME=TEXT or NAME=@FILE; NAME@MODEL for a model that is "
+        "not the default one.",
+    )
     trusted_folders: tuple[str, ...] = setting((), "Folders from which models may be loaded by path.")
 
 
@@ -88,6 +100,14 @@ class Admission:
     keepalive_seconds: float = setting(1.0, "How often a frontend says that it is there.", minimum=0.05)
     frontend_timeout: float = setting(10.0, "Silence after which a frontend is taken for gone.", minimum=0.2)
     max_attempts: int = setting(3, "How often a sequence without a token is retried on another replica.", minimum=1)
+    cache_per_tenant: bool = setting(
+        False, "Share cached prefixes only within a tenant, so that none can learn by timing what another has sent."
+    )
+    volatile_lines: tuple[str, ...] = setting(
+        (BILLING_HEADER,),
+        "Regular expressions of lines left out where a conversation's first system message begins with them: what a "
+        "client changes at every turn would defeat the prefix cache.",
+    )
 
 
 @attrs.frozen
@@ -96,6 +116,12 @@ class Batching:
 
     ageing_seconds: float = setting(
         20.0, "Waiting time that lifts a sequence by one priority class.", minimum=0.1, live=True
+    )
+    load_tokens: int = setting(
+        128,
+        "Cached prompt tokens that one more running sequence outweighs when a replica is chosen.",
+        minimum=0,
+        live=True,
     )
 
 
