@@ -99,6 +99,12 @@ class ModelNotLoaded(CallerError):
     rpc_code = -32005
 
 
+class ModelTooLarge(CallerError):
+    """The model needs more memory than models may take here; the message has the numbers."""
+
+    code = "model_too_large"
+
+
 class UntrustedPath(CallerError):
     """A path outside the trusted folders."""
 

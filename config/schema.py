@@ -54,6 +54,21 @@ class Models:
         "not the default one.",
     )
     trusted_folders: tuple[str, ...] = setting((), "Folders from which models may be loaded by path.")
+    load_on_demand: bool = setting(
+        True, "A request that names a stored model waits while it is loaded; if not, it is refused."
+    )
+    memory_bytes: int = setting(
+        0,
+        "What weights and caches of all loaded models may take; 0 derives it from generation.memory_fraction.",
+        minimum=0,
+    )
+    pinned: tuple[str, ...] = setting((), "Models that stay loaded: neither memory nor idleness unloads them.")
+    idle_seconds: float = setting(
+        0.0, "A model that nobody has used for so long is unloaded; 0: never.", minimum=0, live=True
+    )
+    adapters: tuple[str, ...] = setting(
+        (), "LoRA adapters beside the stored ones, each as BASE:NAME=FOLDER; a request chooses BASE:NAME."
+    )
 
 
 @attrs.frozen
