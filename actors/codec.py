@@ -96,7 +96,7 @@ def _pack_call(part: ToolCallPart) -> tuple[Any, ...]:
 
 
 def _pack_end(value: SequenceEnd | None) -> tuple[Any, ...] | None:
-    return None if value is None else attrs.astuple(value)
+    return None if value is None else tuple(_convert.unstructure(value).values())
 
 
 def _pack_output(output: SequenceOutput) -> tuple[Any, ...]:

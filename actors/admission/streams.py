@@ -11,7 +11,7 @@ import attrs
 
 from mlx_serving.actors.messages.admission import GenerationRequested, SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
-from mlx_serving.actors.messages.values import SequenceEnd, Timings, Usage
+from mlx_serving.actors.messages.values import SequenceEnd, Timings, Usage, total_drafts
 
 RequestKey = tuple[bytes, int]
 """A frontend's connection and the frontend's own number of the request."""
@@ -66,8 +66,10 @@ class Request:
 
     @property
     def usage(self) -> Usage:
-        cached = max((end.cached_tokens for end in self.ends), default=0)
-        return Usage(self.prompt_tokens, sum(end.completion_tokens for end in self.ends), cached)
+        cached = min((end.cached_tokens for end in self.ends), default=0)
+        completion = sum(end.completion_tokens for end in self.ends)
+        drafts = total_drafts(end.drafts for end in self.ends)
+        return Usage(self.prompt_tokens, completion, cached, drafts=drafts)
 
     def timings(self, now: float) -> Timings:
         """The longest of its choices counts."""

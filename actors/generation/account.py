@@ -27,7 +27,8 @@ class StepAccount:
         self._seconds: Counter[float] = Counter()
         self._rows: Counter[float] = Counter()
         self._gaps: Counter[float] = Counter()
-        self._tokens = self._prefill_tokens = self._active_bytes = self._cache_bytes = 0
+        self._accepted: Counter[float] = Counter()
+        self._tokens = self._prefill_tokens = self._drafted = self._active_bytes = self._cache_bytes = 0
 
     def add(self, report: StepReport, started: float, ended: float, goes_on: bool) -> None:
         """Count one step. `goes_on`: rows are left, so the time to their next token counts as a gap."""
@@ -36,6 +37,8 @@ class StepAccount:
         self._seconds[rounded(ended - started)] += 1
         self._tokens += report.tokens
         self._prefill_tokens += report.prefill_tokens
+        self._drafted += report.drafted
+        self._accepted.update(map(float, report.accepted))
         self._active_bytes, self._cache_bytes = report.active_bytes, report.cache_bytes
         if report.rows:
             self._rows[float(report.rows)] += 1
@@ -61,15 +64,17 @@ class StepAccount:
             self._prefill_tokens,
             self._active_bytes,
             self._cache_bytes,
+            self._drafted,
+            _counted(self._accepted),
         )
         self._clear()
         return report
 
     def _clear(self) -> None:
         self._since = None
-        for counts in (self._seconds, self._rows, self._gaps):
+        for counts in (self._seconds, self._rows, self._gaps, self._accepted):
             counts.clear()
-        self._tokens = self._prefill_tokens = 0
+        self._tokens = self._prefill_tokens = self._drafted = 0
 
 
 def _counted(counts: Counter[float]) -> tuple[Counted, ...]:

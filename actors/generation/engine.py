@@ -26,7 +26,10 @@ class EngineLimits:
 
 @attrs.frozen
 class StepReport:
-    """One step. `outputs` has at most one entry a sequence; the counters feed telemetry (bytes, tokens)."""
+    """One step. `outputs` has at most one entry a sequence; the counters feed telemetry (bytes, tokens).
+
+    `drafted` tokens were proposed by speculation; `accepted` of them in each row that had any.
+    """
 
     outputs: tuple[SequenceOutput, ...] = ()
     rows: int = 0
@@ -34,6 +37,8 @@ class StepReport:
     prefill_tokens: int = 0
     active_bytes: int = 0
     cache_bytes: int = 0
+    drafted: int = 0
+    accepted: tuple[int, ...] = ()
 
 
 @attrs.frozen

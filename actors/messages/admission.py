@@ -43,7 +43,8 @@ class GenerationRequested:
     `RequestAccepted`, any number of `TokensDelivered`, and exactly one of `RequestFinished` and `RequestFailed`.
 
     `template_arguments` is the JSON text of an object, variables for the chat template; `reasoning_effort` is one more.
-    `thinking_budget` bounds the tokens of reasoning.
+    `thinking_budget` bounds the tokens of reasoning. `prediction` is text that much of the answer may repeat;
+    `speculation` False decodes token by token: both change how fast the answer comes, and nothing else.
     """
 
     request_id: int
@@ -64,6 +65,8 @@ class GenerationRequested:
     template_arguments: str = "{}"
     reasoning_effort: str | None = None
     thinking_budget: int | None = None
+    prediction: str | None = None
+    speculation: bool = True
 
 
 @attrs.frozen

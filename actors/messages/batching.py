@@ -15,6 +15,7 @@ class SequenceQueued:
     monotonic seconds. `index` is the choice within its request: it enters the seed. Sequences share cached prefixes
     only under the same `cache_salt`. `segments` are offsets in the prompt, ascending, where a message ends. `replica`
     names the only one that may run it. `stopping.max_tokens` 0 prefills the prompt into the cache and says nothing.
+    Much of the answer may repeat `prediction_ids` (packed); `speculation` False decodes token by token.
     """
 
     sequence_id: int
@@ -33,6 +34,8 @@ class SequenceQueued:
     segments: tuple[int, ...] = ()
     replica: str | None = None
     format: AnswerFormat | None = None
+    prediction_ids: bytes = b""
+    speculation: bool = True
 
 
 @attrs.frozen

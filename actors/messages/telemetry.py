@@ -55,7 +55,7 @@ class StepsCompleted:
 
     `seconds`: of each step. `rows`: decoded together, of the steps that decoded. `gaps`: seconds between two tokens
     of one row. `tokens` made, `prefill_tokens` processed, `active_bytes` held by MLX and `cache_bytes` kept by its
-    allocator at the last step.
+    allocator at the last step. `drafted` tokens were proposed by speculation; `accepted` of them by one row in one step.
     """
 
     replica: str
@@ -67,3 +67,5 @@ class StepsCompleted:
     prefill_tokens: int
     active_bytes: int
     cache_bytes: int
+    drafted: int = 0
+    accepted: tuple[Counted, ...] = ()

@@ -162,6 +162,12 @@ class DraftCounts:
     rejected_prediction: int = 0
 
 
+def total_drafts(counts: Iterable[DraftCounts]) -> DraftCounts:
+    """The sum of all."""
+    columns = zip(*map(attrs.astuple, counts), strict=True)
+    return DraftCounts(*map(sum, columns))
+
+
 @attrs.frozen
 class SequenceEnd:
     """Why and with what one sequence ended. Times in seconds; `matched` is the stop string or stop token id."""
@@ -175,16 +181,21 @@ class SequenceEnd:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     reasoning_tokens: int = 0
+    drafts: DraftCounts = DraftCounts()
 
 
 @attrs.frozen
 class Usage:
-    """Token counts of a whole request; the prompt counts once however many choices were asked for."""
+    """Token counts of a whole request.
+
+    The prompt counts once however many choices were asked for, and as cached only what every choice found.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    drafts: DraftCounts = DraftCounts()
 
 
 @attrs.frozen
@@ -200,7 +211,10 @@ class Timings:
 
 @attrs.frozen
 class ModelInfo:
-    """What a loaded model is. `kv_bytes_per_token` predicts the cache; `path` is its folder on this machine."""
+    """What a loaded model is. `kv_bytes_per_token` predicts the cache; `path` is its folder on this machine.
+
+    A cache that is not `is_trimmable` cannot be cut back: its prefixes are checkpointed where a message ends.
+    """
 
     name: str
     path: str
@@ -213,6 +227,7 @@ class ModelInfo:
     quantization_bits: int | None = None
     is_vision: bool = False
     fingerprint: str = ""
+    is_trimmable: bool = True
 
 
 @attrs.frozen

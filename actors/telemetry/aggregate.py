@@ -88,12 +88,15 @@ class Aggregate:
         series, model = self.series, event.model
         series[metrics.DECODED].add(event.tokens, model)
         series[metrics.PREFILLED].add(event.prefill_tokens, model)
+        series[metrics.DRAFTED].add(event.drafted, model)
+        series[metrics.ACCEPTED_DRAFTS].add(sum(each.value * each.times for each in event.accepted), model)
         series[metrics.ACTIVE_MEMORY].set(event.active_bytes, event.replica, model)
         series[metrics.CACHE_MEMORY].set(event.cache_bytes, event.replica, model)
         for metric, counted in (
             (metrics.STEPS, event.seconds),
             (metrics.ROWS, event.rows),
             (metrics.INTER_TOKEN, event.gaps),
+            (metrics.ACCEPTANCE, event.accepted),
         ):
             for each in counted:
                 series[metric].observe(each.value, model, weight=each.times)

@@ -25,6 +25,7 @@ class Metric:
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
+_DRAFTS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
@@ -69,6 +70,11 @@ STEPS = _histogram("step_seconds", "Duration of an engine step.", _TOKEN, "model
 ROWS = _histogram("batch_rows", "Rows decoded together in one step.", _ROWS, "model")
 DECODED = _counter("decode_tokens", "Tokens generated, counted at every step.", "model")
 PREFILLED = _counter("prefill_tokens", "Prompt tokens prefilled, counted at every step.", "model")
+DRAFTED = _counter("draft_tokens", "Tokens that speculation proposed.", "model")
+ACCEPTED_DRAFTS = _counter("accepted_draft_tokens", "Proposed tokens that the model then said itself.", "model")
+ACCEPTANCE = _histogram(
+    "accepted_drafts_per_step", "Proposed tokens accepted in one row in one step, where any were.", _DRAFTS, "model"
+)
 ACTIVE_MEMORY = _gauge("active_memory_bytes", "What MLX holds.", "replica", "model")
 CACHE_MEMORY = _gauge("cache_memory_bytes", "What MLX's allocator keeps for reuse.", "replica", "model")
 
