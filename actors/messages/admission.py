@@ -152,6 +152,38 @@ class CacheWarmRequested:
 
 
 @attrs.frozen
+class ModelPinRequested:
+    """Keep a model loaded whatever else wants its memory, or (`pinned` False) no longer. Answered with `Done`."""
+
+    model: str
+    pinned: bool
+
+
+@attrs.frozen
+class AdaptersRequested:
+    """Which LoRA adapters there are. Answered with `AdaptersListed`."""
+
+
+@attrs.frozen
+class AdapterAddRequested:
+    """Take the adapter in `folder` (within a trusted one) into the store, as `base:name`.
+
+    Answered with `AdaptersListed`, of this one.
+    """
+
+    folder: str
+    base: str
+    name: str
+
+
+@attrs.frozen
+class AdapterRemoveRequested:
+    """Remove the adapter `adapter` (`base:name`) from the store. Answered with `Done`."""
+
+    adapter: str
+
+
+@attrs.frozen
 class StatusRequested:
     """The state of the whole runtime. Answered with `StatusReported`."""
 
@@ -228,7 +260,10 @@ class QueueObserved:
 
 @attrs.frozen
 class ReplicaUp:
-    """A replica serves. `kv_bytes` is its budget for cached tokens."""
+    """A replica serves. `kv_bytes` is its budget for cached tokens.
+
+    `weight_bytes` is what its weights take, of the `memory_bytes` that all models on its device share.
+    """
 
     replica: str
     model: ModelInfo
@@ -237,6 +272,8 @@ class ReplicaUp:
     kv_bytes: int
     pid: int
     is_default: bool = False
+    weight_bytes: int = 0
+    memory_bytes: int = 0
 
 
 @attrs.frozen

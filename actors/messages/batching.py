@@ -15,7 +15,8 @@ class SequenceQueued:
     monotonic seconds. `index` is the choice within its request: it enters the seed. Sequences share cached prefixes
     only under the same `cache_salt`. `segments` are offsets in the prompt, ascending, where a message ends. `replica`
     names the only one that may run it. `stopping.max_tokens` 0 prefills the prompt into the cache and says nothing.
-    Much of the answer may repeat `prediction_ids` (packed); `speculation` False decodes token by token.
+    Much of the answer may repeat `prediction_ids` (packed); `speculation` False decodes token by token. `adapter` is
+    the name of a LoRA adapter for the model, empty for none.
     """
 
     sequence_id: int
@@ -36,6 +37,14 @@ class SequenceQueued:
     format: AnswerFormat | None = None
     prediction_ids: bytes = b""
     speculation: bool = True
+    adapter: str = ""
+
+
+@attrs.frozen
+class CacheShared:
+    """How models share the memory for caches from now on: bytes for each replica of a model, by its name."""
+
+    kv_bytes: dict[str, int]
 
 
 @attrs.frozen

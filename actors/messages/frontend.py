@@ -7,6 +7,7 @@ import attrs
 from mlx_serving.actors.errors import ErrorInfo
 from mlx_serving.actors.messages.admission import ActorState, QueueObserved
 from mlx_serving.actors.messages.values import (
+    AdapterInfo,
     CacheStats,
     ModelInfo,
     SequenceEnd,
@@ -104,7 +105,11 @@ class Detokenized:
 
 @attrs.frozen
 class ServedModel:
-    """A model and how it stands. `state`: ready, loading, unloading, failed."""
+    """A model and how it stands. `state`: ready, loading, unloading, failed, stored.
+
+    `memory_bytes` is what it is counted with, weights and the least cache; `last_used` is seconds since the epoch, 0
+    for never. `adapters` are the names of the LoRA adapters that requests may choose with it.
+    """
 
     info: ModelInfo
     state: str
@@ -112,14 +117,29 @@ class ServedModel:
     replicas: int
     loaded_at: float
     """Seconds since the epoch."""
+    memory_bytes: int = 0
+    last_used: float = 0.0
+    pinned: bool = False
+    adapters: tuple[str, ...] = ()
 
 
 @attrs.frozen
 class ModelsListed:
-    """Models that have a replica, and names of stored models that have none."""
+    """Models that have a replica, and names of stored models that have none.
+
+    `available` are those of the stored ones that a request would load, in state stored.
+    """
 
     models: tuple[ServedModel, ...]
     stored: tuple[str, ...]
+    available: tuple[ServedModel, ...] = ()
+
+
+@attrs.frozen
+class AdaptersListed:
+    """LoRA adapters, by base and name."""
+
+    adapters: tuple[AdapterInfo, ...]
 
 
 @attrs.frozen

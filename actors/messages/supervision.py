@@ -10,13 +10,15 @@ from mlx_serving.actors.messages.values import ModelInfo
 
 @attrs.frozen
 class ActorReady:
-    """Set-up succeeded. A replica adds its model and what it can hold."""
+    """Set-up succeeded. A replica adds its model, what it can hold, and bytes of its weights and of its device."""
 
     name: str
     pid: int
     model: ModelInfo | None = None
     slots: int = 0
     kv_bytes: int = 0
+    weight_bytes: int = 0
+    memory_bytes: int = 0
 
 
 @attrs.frozen

@@ -7,7 +7,10 @@ import attrs
 from mlx_serving.actors.messages.admission import MetricsRequested, QueueObserved, SystemObserved
 
 __all__ = [
+    "MemoryShared",
     "MetricsRequested",
+    "ModelArrived",
+    "ModelLeft",
     "QueueObserved",
     "RequestEnded",
     "RequestReceived",
@@ -39,6 +42,30 @@ class RequestEnded:
     queue_seconds: float
     first_token_seconds: float | None
     total_seconds: float
+
+
+@attrs.frozen
+class ModelArrived:
+    """A model serves; `seconds` since it was wanted."""
+
+    model: str
+    seconds: float
+
+
+@attrs.frozen
+class ModelLeft:
+    """A model was unloaded. `reason`: memory (another one needed the room), idle, request, lost."""
+
+    model: str
+    reason: str
+
+
+@attrs.frozen
+class MemoryShared:
+    """Bytes that each loaded model is counted with, and what all may take."""
+
+    models: dict[str, int]
+    limit: int
 
 
 @attrs.frozen

@@ -210,6 +210,20 @@ class Timings:
 
 
 @attrs.frozen
+class AdapterInfo:
+    """A LoRA adapter of the model `base`, in the form of `mlx-lm` or `peft`. `fingerprint` names its contents."""
+
+    name: str
+    base: str
+    form: str
+    rank: int
+    layers: int
+    bytes: int
+    fingerprint: str
+    source: str
+
+
+@attrs.frozen
 class ModelInfo:
     """What a loaded model is. `kv_bytes_per_token` predicts the cache; `path` is its folder on this machine.
 

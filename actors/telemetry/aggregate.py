@@ -8,7 +8,14 @@ from typing import Any
 
 from mlx_serving.actors.messages.admission import ActorState, QueueObserved, SystemObserved
 from mlx_serving.actors.messages.qos import Quantiles, TelemetrySnapshot
-from mlx_serving.actors.messages.telemetry import RequestEnded, RequestReceived, StepsCompleted
+from mlx_serving.actors.messages.telemetry import (
+    MemoryShared,
+    ModelArrived,
+    ModelLeft,
+    RequestEnded,
+    RequestReceived,
+    StepsCompleted,
+)
 from mlx_serving.actors.telemetry import metrics
 from mlx_serving.actors.telemetry.metrics import METRICS, Metric
 from mlx_serving.actors.telemetry.series import Series
@@ -36,6 +43,9 @@ class Aggregate:
             StepsCompleted: self._steps,
             QueueObserved: self._queue_observed,
             SystemObserved: self._system_observed,
+            ModelArrived: self._model_arrived,
+            ModelLeft: self._model_left,
+            MemoryShared: self._memory_shared,
         }
 
     def observe(self, event: object, now: float) -> bool:
@@ -102,6 +112,20 @@ class Aggregate:
                 series[metric].observe(each.value, model, weight=each.times)
         for gap in event.gaps:
             self._inter_token.observe(gap.value, now, gap.times)
+
+    def _model_arrived(self, event: ModelArrived, now: float) -> None:
+        self.series[metrics.LOADS].add(1, event.model)
+        self.series[metrics.LOAD_TIME].observe(event.seconds, event.model)
+
+    def _model_left(self, event: ModelLeft, now: float) -> None:
+        self.series[metrics.EVICTIONS].add(1, event.model, event.reason)
+
+    def _memory_shared(self, event: MemoryShared, now: float) -> None:
+        resident = self.series[metrics.RESIDENT]
+        resident.clear()
+        for model, size in event.models.items():
+            resident.set(size, model)
+        self.series[metrics.MODEL_MEMORY].set(event.limit)
 
     def _queue_observed(self, event: QueueObserved, now: float) -> None:
         self._oldest_wait = event.oldest_wait

@@ -78,6 +78,14 @@ ACCEPTANCE = _histogram(
 ACTIVE_MEMORY = _gauge("active_memory_bytes", "What MLX holds.", "replica", "model")
 CACHE_MEMORY = _gauge("cache_memory_bytes", "What MLX's allocator keeps for reuse.", "replica", "model")
 
+RESIDENT = _gauge("resident_bytes", "What a loaded model is counted with: weights and the least cache.", "model")
+MODEL_MEMORY = _gauge("model_memory_limit_bytes", "What all loaded models may take.")
+LOADS = _counter("model_loads", "Times that a model was loaded.", "model")
+LOAD_TIME = _histogram("model_load_seconds", "From the wish for a model until it serves.", _LATENCY, "model")
+EVICTIONS = _counter(
+    "model_unloads", "Times that a model was unloaded; reason is memory, idle, request or lost.", "model", "reason"
+)
+
 UP = _gauge("up", "Actors that are ready; for replicas, how many of the model.", "actor", "model")
 RESTARTS = _counter("restarts", "Restarts of actors in the supervisor's table.", "actor", "model")
 DRAINING = _gauge("draining", "1 while the runtime shuts down.")
