@@ -88,6 +88,7 @@ def sequences(
     limits: Admission,
     now: float,
     deadline: float,
+    segments: tuple[int, ...] = (),
 ) -> list[SequenceQueued]:
     """One sequence a choice, with its answer bounded and its cache predicted (ids are given by the registry).
 
@@ -114,9 +115,21 @@ def sequences(
             tenant=asked.tenant,
             deadline=deadline,
             window=asked.window,
+            cache_salt=cache_salt(asked, limits),
+            segments=segments,
         )
         for index in range(asked.n)
     ]
+
+
+def cache_salt(asked: GenerationRequested, limits: Admission) -> str:
+    """What a request's cached prefixes are shared under: its own salt, and its tenant where tenants are kept apart.
+
+    No tenant and salt can be put together to give those of another.
+    """
+    if limits.cache_per_tenant:
+        return f"{len(asked.tenant)}:{asked.tenant}{asked.cache_salt}"
+    return f":{asked.cache_salt}" if asked.cache_salt else ""
 
 
 def _predicted_bytes(prompt_tokens: int, new_tokens: int, model: ModelInfo, budget: int) -> int:

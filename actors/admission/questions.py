@@ -67,7 +67,8 @@ class Questions:
         def job() -> Tokenized:
             if (asked.text is None) == (asked.messages is None):
                 raise InvalidParameter("give exactly one of text and messages", field="text")
-            text = asked.text if asked.messages is None else chat_text(tokenizer, asked.messages)
+            messages = None if asked.messages is None else self._requests.volatile.strip(asked.messages)
+            text = asked.text if messages is None else chat_text(tokenizer, messages)
             ids = tokenizer.encode(text or "", asked.add_special_tokens and asked.messages is None)
             return Tokenized(info.name, pack_ids(ids), tuple(tokenizer.token_strings(ids)), info.context_length)
 

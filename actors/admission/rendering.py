@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import attrs
+
+from mlx_serving.actors.admission.segments import message_ends
 from mlx_serving.actors.errors import InvalidParameter, TokenizerFailed
 from mlx_serving.actors.messages.admission import GenerationRequested
 from mlx_serving.actors.messages.values import ChatMessage, unpack_ids
@@ -44,24 +48,52 @@ class RenderingPool:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def chat_text(tokenizer: TextTokenizer, messages: tuple[ChatMessage, ...]) -> str:
-    """The prompt text of a conversation. Raises TokenizerFailed when the model has no template or it refuses."""
+def chat_text(tokenizer: TextTokenizer, messages: tuple[ChatMessage, ...], asks: bool = True) -> str:
+    """The prompt text of a conversation, at its end asking for an answer unless not `asks`.
+
+    Raises TokenizerFailed when the model has no template or it refuses.
+    """
     if not tokenizer.has_chat_template:
         raise TokenizerFailed("this model has no chat template; send a prompt instead", field="messages")
     turns = [
         {"role": turn.role, "content": turn.content} | ({"name": turn.name} if turn.name is not None else {})
         for turn in messages
     ]
-    return tokenizer.apply_chat_template(turns)
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=asks)
 
 
-def prompt_ids(tokenizer: TextTokenizer, asked: GenerationRequested) -> list[int]:
-    """Token ids of a request's prompt, whichever form it has."""
+@attrs.frozen
+class Prompt:
+    """Token ids, and the offsets in them at which messages end, as far as they were asked for."""
+
+    ids: list[int]
+    segments: tuple[int, ...] = ()
+
+
+def rendered(tokenizer: TextTokenizer, asked: GenerationRequested, *, with_segments: bool) -> Prompt:
+    """A request's prompt, whichever form it has."""
     if asked.messages is not None:
-        return tokenizer.encode(chat_text(tokenizer, asked.messages), add_special_tokens=False)
+        return _rendered_chat(tokenizer, asked.messages, with_segments)
     if asked.prompt is not None:
-        return tokenizer.encode(asked.prompt, add_special_tokens=asked.add_special_tokens)
+        return Prompt(tokenizer.encode(asked.prompt, add_special_tokens=asked.add_special_tokens))
     packed = asked.prompt_ids or b""
     if len(packed) % 4:
         raise InvalidParameter("packed token ids must be 4 bytes each", field="prompt_ids")
-    return unpack_ids(packed)
+    return Prompt(unpack_ids(packed))
+
+
+def _rendered_chat(tokenizer: TextTokenizer, messages: tuple[ChatMessage, ...], with_segments: bool) -> Prompt:
+    def render(turns: tuple[ChatMessage, ...], asks: bool) -> str:
+        return chat_text(tokenizer, turns, asks)
+
+    text = render(messages, True)
+    if not with_segments:
+        return Prompt(tokenizer.encode(text, add_special_tokens=False))
+    return Prompt(*tokenizer.encode_with_offsets(text, message_ends(text, messages, render)))
+
+
+def warm_ids(tokenizer: TextTokenizer, system: str) -> list[int]:
+    """What conversations with this system prompt begin with, up to the user's first words."""
+    renderings = [chat_text(tokenizer, (ChatMessage("system", system), ChatMessage("user", word))) for word in "0a"]
+    first, second = (tokenizer.encode(text, add_special_tokens=False) for text in renderings)
+    return [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from mlx_serving.actors.admission.catalogue import Catalogue, Served
 from mlx_serving.actors.admission.policy import Gate, admit, sequences
-from mlx_serving.actors.admission.rendering import RenderingPool, prompt_ids
+from mlx_serving.actors.admission.rendering import Prompt, RenderingPool, rendered
 from mlx_serving.actors.admission.streams import Request, RequestKey, Sequence, Streams
+from mlx_serving.actors.admission.volatile import VolatileLines
 from mlx_serving.actors.base import Node
 from mlx_serving.actors.errors import (
     ActorUnavailable,
@@ -60,6 +63,7 @@ class Requests:
         self._deliver = deliver
         self._limits = node.settings.admission
         self.streams = Streams(first_id)
+        self.volatile = VolatileLines(self._limits.volatile_lines)
         self.stored: tuple[str, ...] = ()
 
     # --- in ---------------------------------------------------------------------------------------------------------
@@ -67,6 +71,7 @@ class Requests:
     def requested(self, peer: bytes, asked: GenerationRequested, trace_id: str) -> None:
         """Let a request in and have its prompt rendered, or answer why not."""
         now = self._node.clock()
+        asked = self._without_volatile(asked)
         key = (peer, asked.request_id)
         try:
             if self.streams.request(key) is not None:
@@ -85,9 +90,17 @@ class Requests:
         self._node.emit(RequestReceived(served.name, asked.priority, True))
         tokenizer = served.tokenizer
         assert tokenizer is not None  # route() gives only models with one
-        self._pool.submit(lambda: prompt_ids(tokenizer, asked), lambda ids, error: self._rendered(request, ids, error))
+        with_segments = served.info is not None and not served.info.is_trimmable
+        self._pool.submit(
+            lambda: rendered(tokenizer, asked, with_segments=with_segments),
+            lambda prompt, error: self._rendered(request, prompt, error),
+        )
 
-    def _rendered(self, request: Request, ids: list[int] | None, error: BaseException | None) -> None:
+    def _without_volatile(self, asked: GenerationRequested) -> GenerationRequested:
+        messages = None if asked.messages is None else self.volatile.strip(asked.messages)
+        return asked if messages is asked.messages else attrs.evolve(asked, messages=messages)
+
+    def _rendered(self, request: Request, prompt: Prompt | None, error: BaseException | None) -> None:
         if self.streams.request(request.key) is not request:
             return  # cancelled meanwhile
         served = self._catalogue.get(request.model)
@@ -96,18 +109,20 @@ class Requests:
                 raise error
             if served is None or served.info is None:
                 raise ActorUnavailable(f"model {request.model!r} was unloaded", model=request.model)
-            self._enqueue(request, served, ids or [])
+            self._enqueue(request, served, prompt or Prompt([]))
         except Exception as failure:
             if not isinstance(failure, ServingError):
                 self._node.log.error("rendering failed", error=repr(failure))
             self.fail(request, describe(failure))
 
-    def _enqueue(self, request: Request, served: Served, ids: list[int]) -> None:
+    def _enqueue(self, request: Request, served: Served, prompt: Prompt) -> None:
         assert served.info is not None
         now, limits = self._node.clock(), self._limits
-        queued = sequences(request.asked, ids, served.info, served.kv_budget, limits, now, request.deadline)
-        request.prompt_tokens, request.unfinished = len(ids), len(queued)
-        self._deliver(request.key[0], RequestAccepted(request.key[1], served.name, len(ids)))
+        queued = sequences(
+            request.asked, prompt.ids, served.info, served.kv_budget, limits, now, request.deadline, prompt.segments
+        )
+        request.prompt_tokens, request.unfinished = len(prompt.ids), len(queued)
+        self._deliver(request.key[0], RequestAccepted(request.key[1], served.name, len(prompt.ids)))
         for each in queued:
             self._tell_batching(request, self.streams.add(request, each).queued)
 

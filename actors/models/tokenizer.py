@@ -67,6 +67,15 @@ class TextTokenizer:
         except (TypeError, ValueError) as error:
             raise TokenizerFailed(f"this text cannot be tokenised: {error}", field="prompt") from error
 
+    def encode_with_offsets(self, text: str, ends: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
+        """The ids of a rendered chat, and how many of them lie wholly before each of `ends` (characters), ascending."""
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        except (TypeError, ValueError) as error:
+            raise TokenizerFailed(f"this text cannot be tokenised: {error}", field="prompt") from error
+        offsets = {encoding.char_to_token(end) for end in ends}
+        return encoding.ids, tuple(sorted(offset for offset in offsets if offset))
+
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """Many texts over all cores; the same ids as `encode` one by one."""
         try:

@@ -2,9 +2,11 @@
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlx_serving.actors.admission.catalogue import Catalogue
-from mlx_serving.actors.admission.policy import Gate, admit, sequences
+from mlx_serving.actors.admission.policy import Gate, admit, cache_salt, sequences
 from mlx_serving.actors.errors import (
     ActorUnavailable,
     CallerError,
@@ -112,3 +114,15 @@ def test_an_unknown_model_is_refused_with_near_names_and_a_stored_one_with_what_
         catalogue.route("qwen", ["qwen"])
     with pytest.raises(ActorUnavailable, match="loading"):
         catalogue.route(None, [])
+
+
+@given(st.text(max_size=6), st.text(max_size=6), st.text(max_size=6), st.text(max_size=6), st.booleans(), st.booleans())
+def test_no_tenant_and_salt_share_prefixes_with_another_pair(
+    tenant: str, salt: str, other_tenant: str, other_salt: str, apart: bool, other_apart: bool
+) -> None:
+    one = cache_salt(asked(tenant=tenant, cache_salt=salt), attrs.evolve(LIMITS, cache_per_tenant=apart))
+    other = cache_salt(
+        asked(tenant=other_tenant, cache_salt=other_salt), attrs.evolve(LIMITS, cache_per_tenant=other_apart)
+    )
+    same = apart == other_apart and salt == other_salt and (not apart or tenant == other_tenant)
+    assert (one == other) == same
