@@ -9,6 +9,7 @@ from mlx_serving.actors.base import Actor, Node
 from mlx_serving.actors.batching.scheduler import Scheduler
 from mlx_serving.actors.messages.admission import QueueObserved, ReplicaDown, ReplicaUp, SequencesLost
 from mlx_serving.actors.messages.batching import (
+    PrefixesHeld,
     SequenceAborted,
     SequencePaused,
     SequenceQueued,
@@ -29,7 +30,7 @@ class BatchingActor(Actor):
 
     def set_up(self, node: Node) -> None:
         self.node = node
-        self._scheduler = Scheduler(node.settings.batching.ageing_seconds)
+        self._scheduler = Scheduler(node.settings.batching.ageing_seconds, node.settings.batching.load_tokens)
         self._dirty = False
         self._observed: QueueObserved | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -38,6 +39,7 @@ class BatchingActor(Actor):
             SequencePaused: lambda m: self._relay(self._scheduler.pause(m.sequence_id), m),
             SequenceResumed: lambda m: self._relay(self._scheduler.resume(m.sequence_id), m),
             SequencesEnded: self._ended,
+            PrefixesHeld: self._scheduler.prefixes_held,
             ReplicaUp: self._replica_up,
             ReplicaDown: self._replica_down,
         }
@@ -51,6 +53,7 @@ class BatchingActor(Actor):
 
     def settings_changed(self) -> None:
         self._scheduler.set_ageing(self.node.settings.batching.ageing_seconds)
+        self._scheduler.load_tokens = self.node.settings.batching.load_tokens
 
     @property
     def pending(self) -> int:
