@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from mlx_serving.actors.admission.prompt import Prompt
 from mlx_serving.actors.errors import (
     ActorUnavailable,
     ContextOverflow,
@@ -82,24 +83,23 @@ def _check_parameters(asked: GenerationRequested, limits: Admission) -> None:
 
 def sequences(
     asked: GenerationRequested,
-    prompt_ids: list[int],
+    prompt: Prompt,
     model: ModelInfo,
     kv_budget: int,
     limits: Admission,
     now: float,
     deadline: float,
-    segments: tuple[int, ...] = (),
 ) -> list[SequenceQueued]:
     """One sequence a choice, with its answer bounded and its cache predicted (ids are given by the registry).
 
     Raises ContextOverflow when the prompt does not fit the context, or its cache could never fit `kv_budget` bytes;
     InvalidParameter when it is empty or names tokens that the model does not have.
     """
-    _check_prompt(asked, prompt_ids, model)
-    count = len(prompt_ids)
+    _check_prompt(asked, prompt.ids, model)
+    count = len(prompt.ids)
     longest = min(asked.stopping.max_tokens or limits.default_max_tokens, model.context_length - count)
     kv_bytes = _predicted_bytes(count, longest, model, kv_budget)
-    packed = pack_ids(prompt_ids)
+    packed, predicted = pack_ids(prompt.ids), pack_ids(prompt.prediction[: model.context_length])
     stopping = attrs.evolve(asked.stopping, max_tokens=longest)
     return [
         SequenceQueued(
@@ -116,7 +116,9 @@ def sequences(
             deadline=deadline,
             window=asked.window,
             cache_salt=cache_salt(asked, limits),
-            segments=segments,
+            segments=prompt.segments,
+            prediction_ids=predicted,
+            speculation=asked.speculation,
         )
         for index in range(asked.n)
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from mlx_serving.actors.admission.prompt import Prompt
 from mlx_serving.actors.admission.segments import message_ends
 from mlx_serving.actors.errors import InvalidParameter, TokenizerFailed
 from mlx_serving.actors.messages.admission import GenerationRequested
@@ -62,15 +63,15 @@ def chat_text(tokenizer: TextTokenizer, messages: tuple[ChatMessage, ...], asks:
     return tokenizer.apply_chat_template(turns, add_generation_prompt=asks)
 
 
-@attrs.frozen
-class Prompt:
-    """Token ids, and the offsets in them at which messages end, as far as they were asked for."""
-
-    ids: list[int]
-    segments: tuple[int, ...] = ()
-
-
 def rendered(tokenizer: TextTokenizer, asked: GenerationRequested, *, with_segments: bool) -> Prompt:
+    """Everything of a request that a tokenizer has to do with."""
+    prompt = _prompt(tokenizer, asked, with_segments)
+    if asked.prediction is None:
+        return prompt
+    return attrs.evolve(prompt, prediction=tokenizer.encode(asked.prediction, add_special_tokens=False))
+
+
+def _prompt(tokenizer: TextTokenizer, asked: GenerationRequested, with_segments: bool) -> Prompt:
     """A request's prompt, whichever form it has."""
     if asked.messages is not None:
         return _rendered_chat(tokenizer, asked.messages, with_segments)

@@ -9,7 +9,8 @@ import attrs
 
 from mlx_serving.actors.admission.catalogue import Catalogue, Served
 from mlx_serving.actors.admission.policy import Gate, admit, sequences
-from mlx_serving.actors.admission.rendering import Prompt, RenderingPool, rendered
+from mlx_serving.actors.admission.prompt import Prompt
+from mlx_serving.actors.admission.rendering import RenderingPool, rendered
 from mlx_serving.actors.admission.streams import Request, RequestKey, Sequence, Streams
 from mlx_serving.actors.admission.volatile import VolatileLines
 from mlx_serving.actors.base import Node
@@ -118,9 +119,7 @@ class Requests:
     def _enqueue(self, request: Request, served: Served, prompt: Prompt) -> None:
         assert served.info is not None
         now, limits = self._node.clock(), self._limits
-        queued = sequences(
-            request.asked, prompt.ids, served.info, served.kv_budget, limits, now, request.deadline, prompt.segments
-        )
+        queued = sequences(request.asked, prompt, served.info, served.kv_budget, limits, now, request.deadline)
         request.prompt_tokens, request.unfinished = len(prompt.ids), len(queued)
         self._deliver(request.key[0], RequestAccepted(request.key[1], served.name, len(prompt.ids)))
         for each in queued:

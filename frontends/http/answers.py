@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from mlx_serving.actors.messages.frontend import Delta
-from mlx_serving.actors.messages.values import SequenceEnd, Timings, TokenLogprob, Usage
+from mlx_serving.actors.messages.values import SequenceEnd, Timings, TokenLogprob, Usage, total_drafts
 from mlx_serving.frontends.http.logprobs import chat_logprobs, completion_logprobs
 from mlx_serving.frontends.http.openai import Call
 
@@ -41,11 +41,19 @@ class Heading:
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
+    drafts = usage.drafts
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "accepted_prediction_tokens": drafts.accepted_prediction,
+            "rejected_prediction_tokens": drafts.rejected_prediction,
+            "accepted_draft_tokens": drafts.accepted,
+            "rejected_draft_tokens": drafts.rejected,
+        },
     }
 
 
@@ -60,6 +68,8 @@ def total_usage(usages: list[Usage]) -> Usage:
         sum(usage.prompt_tokens for usage in usages),
         sum(usage.completion_tokens for usage in usages),
         sum(usage.cached_tokens for usage in usages),
+        sum(usage.reasoning_tokens for usage in usages),
+        total_drafts(usage.drafts for usage in usages),
     )
 
 

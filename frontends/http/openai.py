@@ -97,6 +97,8 @@ class Parser:
             tenant=given.get("user", ""),
             timeout=given.get("timeout"),
             window=self._window,
+            prediction=_prediction(given),
+            speculation=given.get("speculation", True),
         )
 
 
@@ -163,6 +165,11 @@ def _stopping(given: dict[str, Any], max_tokens: int | None) -> Stopping:
         stop_token_ids=tuple(given.get("stop_token_ids", ())),
         ignore_eos=given.get("ignore_eos", False),
     )
+
+
+def _prediction(given: dict[str, Any]) -> str | None:
+    content = given.get("prediction", {}).get("content")
+    return content if content is None or isinstance(content, str) else "".join(content)
 
 
 def _with_prompt(request: GenerationRequested, prompt: str | list[int]) -> GenerationRequested:

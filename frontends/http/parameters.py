@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from mlx_serving.actors.messages.values import PRIORITIES
-from mlx_serving.frontends.http.conversation import MESSAGES, Prompts
+from mlx_serving.frontends.http.conversation import MESSAGES, ContentPart, Prompts
 from mlx_serving.frontends.http.kinds import (
     LARGEST_TOKEN_ID,
     AnyOf,
@@ -88,6 +88,18 @@ _STOPPING = (
     Parameter("ignore_eos", Flag(), "Go on after the end of sequence."),
 )
 
+PREDICTION = Object(
+    (
+        Parameter("type", Choice(("content",)), required=True),
+        Parameter("content", AnyOf((Text(), ListOf(ContentPart(), shortest=1))), required=True),
+    )
+)
+
+_SPECULATION = (
+    Parameter("prediction", PREDICTION, "Text that much of the answer may repeat: it then comes faster."),
+    Parameter("speculation", Flag(), "false: decode token by token."),
+)
+
 _DELIVERY = (
     Parameter("stream", Flag(), "Send the answer as server-sent events."),
     Parameter("stream_options", STREAM_OPTIONS, "Only with stream."),
@@ -105,7 +117,6 @@ _NOT_OFFERED_IN_CHAT = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
-    "prediction": (),
     "reasoning_effort": ("none",),
     "verbosity": (),
     "web_search_options": (),
@@ -132,6 +143,7 @@ def chat_body(most_choices: int) -> Object:
             Parameter("messages", MESSAGES, "The conversation so far.", required=True),
             *_SAMPLING,
             *_STOPPING,
+            *_SPECULATION,
             Parameter("max_completion_tokens", Whole(1, MOST_TOKENS), "Another name of max_tokens."),
             _choices(most_choices),
             Parameter("logprobs", Flag(), "Report the log-probability of every token."),
@@ -155,6 +167,7 @@ def completion_body(most_choices: int) -> Object:
             ),
             *_SAMPLING,
             *_STOPPING,
+            *_SPECULATION,
             _choices(most_choices),
             Parameter("best_of", Whole(1, most_choices), "Only equal to n."),
             Parameter("logprobs", Whole(0, 5), "Report the tokens' log-probabilities and this many likeliest ones."),

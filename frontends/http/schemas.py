@@ -35,6 +35,13 @@ _USAGE = _object(
     completion_tokens=_INTEGER,
     total_tokens=_INTEGER,
     prompt_tokens_details=_object(cached_tokens=_INTEGER),
+    completion_tokens_details=_object(
+        reasoning_tokens=_INTEGER,
+        accepted_prediction_tokens=_INTEGER,
+        rejected_prediction_tokens=_INTEGER,
+        accepted_draft_tokens=_INTEGER,
+        rejected_draft_tokens=_INTEGER,
+    ),
 )
 _TIMINGS = _object(
     queue_seconds=_NUMBER,

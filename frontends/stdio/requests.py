@@ -51,6 +51,7 @@ _STOPPING = (
     Parameter("stop_token_ids", many(_TOKEN_ID, longest=256)),
     Parameter("ignore_eos", flag),
 )
+_SPECULATION = (Parameter("prediction", string()), Parameter("speculation", flag))
 _DELIVERY = (
     Parameter("stream_id", stream_id),
     Parameter("streaming", flag),
@@ -82,13 +83,14 @@ LOAD = (
     Parameter("load_kwargs", unsupported({})),
     Parameter("trust_remote_code", unsupported(False)),
 )
-PROMPT = (_MODEL, Parameter("prompt", string(1), required=True), *_SAMPLING, *_STOPPING, *_DELIVERY)
+PROMPT = (_MODEL, Parameter("prompt", string(1), required=True), *_SAMPLING, *_STOPPING, *_SPECULATION, *_DELIVERY)
 GENERATE = (*PROMPT, *_PROGRESS)
 CHAT = (
     _MODEL,
     Parameter("messages", many(_MESSAGE, shortest=1), required=True),
     *_SAMPLING,
     *_STOPPING,
+    *_SPECULATION,
     *_DELIVERY,
     *_PROGRESS,
 )
@@ -120,6 +122,8 @@ def generation(values: Mapping[str, Any], model: str, window: int) -> Generation
         priority=values.get("priority", "normal"),
         timeout=values.get("timeout"),
         window=window,
+        prediction=values.get("prediction"),
+        speculation=values.get("speculation", True),
         **content,
     )
 

@@ -106,6 +106,10 @@ def completion(
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "cached_tokens": usage.cached_tokens,
+            "accepted_draft_tokens": usage.drafts.accepted,
+            "rejected_draft_tokens": usage.drafts.rejected,
+            "accepted_prediction_tokens": usage.drafts.accepted_prediction,
+            "rejected_prediction_tokens": usage.drafts.rejected_prediction,
         },
         "stats": stats(finished),
     }

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mlx_serving.actors.admission.catalogue import Catalogue
 from mlx_serving.actors.admission.policy import Gate, admit, cache_salt, sequences
+from mlx_serving.actors.admission.prompt import Prompt
 from mlx_serving.actors.errors import (
     ActorUnavailable,
     CallerError,
@@ -81,14 +82,20 @@ def test_a_parameter_out_of_range_is_named(request_: GenerationRequested, field:
 
 
 def test_the_answer_is_bounded_by_the_context() -> None:
-    (sequence,) = sequences(asked(), [1] * 90, MODEL, 10**6, LIMITS, 0.0, 9.0)
+    (sequence,) = sequences(asked(), Prompt([1] * 90), MODEL, 10**6, LIMITS, 0.0, 9.0)
     assert sequence.stopping.max_tokens == 10
     assert sequence.kv_bytes == 1000
     assert sequence.prompt_ids == pack_ids([1] * 90)
 
 
+def test_a_prediction_goes_with_every_choice_as_far_as_an_answer_can_reach() -> None:
+    made = sequences(asked(n=2, speculation=False), Prompt([1], prediction=[7] * 200), MODEL, 10**6, LIMITS, 0.0, 9.0)
+    assert [sequence.prediction_ids for sequence in made] == [pack_ids([7] * 100)] * 2
+    assert not any(sequence.speculation for sequence in made)
+
+
 def test_every_choice_becomes_a_sequence_with_its_index() -> None:
-    made = sequences(asked(n=3), [1, 2], MODEL, 10**6, LIMITS, 0.0, 9.0)
+    made = sequences(asked(n=3), Prompt([1, 2]), MODEL, 10**6, LIMITS, 0.0, 9.0)
     assert [sequence.index for sequence in made] == [0, 1, 2]
 
 
@@ -103,7 +110,7 @@ def test_every_choice_becomes_a_sequence_with_its_index() -> None:
 )
 def test_a_prompt_that_cannot_run_is_refused(ids: list[int], budget: int, error: type[CallerError]) -> None:
     with pytest.raises(error):
-        sequences(asked(prompt=None, prompt_ids=pack_ids(ids)), ids, MODEL, budget, LIMITS, 0.0, 9.0)
+        sequences(asked(prompt=None, prompt_ids=pack_ids(ids)), Prompt(ids), MODEL, budget, LIMITS, 0.0, 9.0)
 
 
 def test_an_unknown_model_is_refused_with_near_names_and_a_stored_one_with_what_to_do() -> None:

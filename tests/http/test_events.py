@@ -11,7 +11,7 @@ from support.fake_client import TIMINGS, ending
 
 from mlx_serving.actors.errors import ReplicaLost
 from mlx_serving.actors.messages.frontend import Delta
-from mlx_serving.actors.messages.values import TokenLogprob, Usage
+from mlx_serving.actors.messages.values import DraftCounts, TokenLogprob, Usage
 from mlx_serving.frontends.http.answers import Heading
 from mlx_serving.frontends.http.openai import Call, Parser
 from mlx_serving.frontends.http.sse import EventEncoder, error_event
@@ -113,13 +113,21 @@ def test_a_part_of_a_character_has_no_bytes() -> None:
 def test_usage_comes_last_without_choices_and_only_if_asked_for() -> None:
     call = chat(stream_options={"include_usage": True})
     assert parsed(encoder(call).opening())[0]["usage"] is None
-    usage, done = parsed(encoder(call).closing(Usage(5, 4, 3), TIMINGS))
+    counted = Usage(5, 4, 3, 2, DraftCounts(6, 1, 5, 0))
+    usage, done = parsed(encoder(call).closing(counted, TIMINGS))
     assert (usage["choices"], done) == ([], "[DONE]")
     assert usage["usage"] == {
         "prompt_tokens": 5,
         "completion_tokens": 4,
         "total_tokens": 9,
         "prompt_tokens_details": {"cached_tokens": 3},
+        "completion_tokens_details": {
+            "reasoning_tokens": 2,
+            "accepted_prediction_tokens": 5,
+            "rejected_prediction_tokens": 0,
+            "accepted_draft_tokens": 6,
+            "rejected_draft_tokens": 1,
+        },
     }
     assert usage["timings"]["decode_seconds"] == 0.004
     assert parsed(encoder(chat()).closing(Usage(5, 4, 3), TIMINGS)) == ["[DONE]"]

@@ -82,6 +82,19 @@ def test_every_offered_parameter_arrives() -> None:
     assert call.logprobs
 
 
+@pytest.mark.parametrize("content", ["ab", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]])
+def test_a_prediction_is_text_or_parts_of_text(content: Any) -> None:
+    (request,) = chat(prediction={"type": "content", "content": content}, speculation=False).requests
+    assert (request.prediction, request.speculation) == ("ab", False)
+    assert chat().requests[0].prediction is None
+    assert chat().requests[0].speculation
+
+
+@pytest.mark.parametrize("prediction", ["ab", {"type": "text", "content": "a"}, {"type": "content"}, {"content": "a"}])
+def test_a_prediction_of_another_form_is_refused_by_name(prediction: Any) -> None:
+    assert "prediction" in str(refusal(prediction=prediction).field)
+
+
 def test_null_means_left_out() -> None:
     names = [member.name for member in PARSER.chat_body.members if not member.required]
     assert chat(**dict.fromkeys(names)) == chat()

@@ -169,6 +169,14 @@ async def test_everything_wrong_is_reported_at_once() -> None:
         assert part in error["message"]
 
 
+async def test_a_prediction_reaches_the_runtime() -> None:
+    client = FakeClient()
+    async with connected(client) as host:
+        await host.ask("generate", {**PROMPT, "prediction": "abc", "speculation": False})
+    request = client.streams[0].request
+    assert (request.prediction, request.speculation) == ("abc", False)
+
+
 async def test_parameters_that_ask_for_nothing_are_let_in() -> None:
     neutral: dict[str, Any] = {
         "revision": "main",

@@ -1,0 +1,17 @@
+"""A request's prompt as its tokenizer made it."""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen
+class Prompt:
+    """Token ids, and the offsets in them at which messages end, as far as they were asked for.
+
+    `prediction` is text that the answer may repeat, in token ids.
+    """
+
+    ids: list[int]
+    segments: tuple[int, ...] = ()
+    prediction: list[int] = attrs.field(factory=list)
