@@ -1,0 +1,253 @@
+"""The disk tier of the prefix cache: files, their index, and the threads that keep the disk away from the engine.
+
+- Putting never waits: one thread writes, from a queue bounded in bytes; what does not fit is not kept.
+- Fetching is a future: one thread searches the index, some more read and check the files it names.
+- A file that is not what was written is deleted, counted, and as if it had never been there.
+- An error of the disk or of the index, a full disk above all, ends writing with one warning; serving goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import attrs
+
+from mlx_serving.actors.generation.prefix.disk_index import NAME, DiskIndex, Entry, Figures
+from mlx_serving.actors.generation.prefix.disk_record import (
+    PARTIAL,
+    SUFFIX,
+    BrokenFile,
+    Record,
+    Tensor,
+    read_tensors,
+    write_record,
+)
+from mlx_serving.actors.generation.prefix.disk_search import Found, Wanted, find, space_of
+from mlx_serving.actors.generation.prefix.keys import ID_BYTES
+
+_READERS = 4
+_QUEUE_BYTES = 512 << 20
+_RESERVE_BYTES = 512 << 20
+"""Left free on the disk for others."""
+_ABANDONED_SECONDS = 600.0
+"""Age at which a file that the index does not name belongs to nobody."""
+_CLOSE_SECONDS = 10.0
+
+Warn = Callable[[str], None]
+
+
+@attrs.define(eq=False)
+class _Job:
+    """Something for the writer to do. `done` is set when it did, or could not."""
+
+    run: Callable[[DiskIndex], None]
+    done: threading.Event = attrs.field(factory=threading.Event)
+
+
+@attrs.frozen(eq=False)
+class Fetched:
+    """One entry in memory again: tensors of tokens from `start`, good for the prompt up to `stop`."""
+
+    start: int
+    stop: int
+    is_state: bool
+    tensors: tuple[Tensor, ...]
+    note: str
+    entry: Entry
+
+
+class DiskTier:
+    """Shared by any number of processes through the folder. Its methods are for one thread."""
+
+    def __init__(self, folder: Path, model: str, limit_bytes: int, warn: Warn) -> None:
+        """`model` names a sub-folder; `limit_bytes` bounds all models in `folder` together.
+
+        A folder that cannot be used is a warning, and a tier that is off.
+        """
+        self._folder = folder
+        self._files = folder / model
+        self._model = model
+        self._limit = limit_bytes
+        self._warn = warn
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queued = 0
+        self._lock = threading.Lock()
+        self._search = ThreadPoolExecutor(1, "prefix-search")
+        self._readers = ThreadPoolExecutor(_READERS, "prefix-read")
+        self._searched: DiskIndex | None = None
+        self._writer = threading.Thread(target=self._write_all, name="prefix-write", daemon=True)
+        self.figures = Figures()
+        """Of this model, as of the last write."""
+        self.dropped = 0
+        self.is_on = True
+        self._writer.start()
+
+    def put(self, namespace: bytes, record: Record) -> bool:
+        """Keep a record some time from now; False if it will not be."""
+        with self._lock:
+            if not self.is_on or self._queued + record.nbytes > _QUEUE_BYTES:
+                return False
+            self._queued += record.nbytes
+        self._do(lambda index: self._write(index, namespace, record))
+        return True
+
+    def fetch(self, wanted: Wanted) -> Future[list[Fetched]]:
+        """What `find` finds, read and checked; empty when there is nothing or something was in the way."""
+        return self._search.submit(self._fetch, wanted)
+
+    def clear(self, seconds: float = _CLOSE_SECONDS) -> bool:
+        """Delete everything of this model; False if that takes longer."""
+        return self._do(lambda index: self._delete(index, index.of_model(self._model))).wait(seconds)
+
+    def drop(self, entries: Sequence[Entry]) -> None:
+        """Delete entries that turned out to be broken, and count them."""
+        self.dropped += len(entries)
+        self._do(lambda index: self._delete(index, entries))
+
+    def flush(self, seconds: float = _CLOSE_SECONDS) -> bool:
+        """Wait until everything that was put is on disk; False if that takes longer."""
+        return self._do(lambda index: None).wait(seconds)
+
+    def close(self) -> None:
+        """Write what is queued, within limits, and end the threads."""
+        self._search.shutdown()
+        self._readers.shutdown()
+        if self._searched is not None:
+            self._searched.close()
+        self._jobs.put(None)
+        self._writer.join(_CLOSE_SECONDS)
+
+    def _do(self, run: Callable[[DiskIndex], None]) -> threading.Event:
+        job = _Job(run)
+        self._jobs.put(job)
+        return job.done
+
+    # --- searching ------------------------------------------------------------------------------------------
+
+    def _fetch(self, wanted: Wanted) -> list[Fetched]:
+        try:
+            if self._searched is None:
+                self._searched = DiskIndex(self._folder)
+            found = find(self._searched, self._model, wanted)
+        except (OSError, sqlite3.Error):
+            return []
+        read = list(self._readers.map(self._read, found))
+        broken = [each.entry for each, fetched in zip(found, read, strict=True) if fetched is None]
+        if broken:
+            self.drop(broken)
+        fetched = [each for each in itertools.takewhile(lambda each: each is not None, read) if each is not None]
+        if broken and found[-1].entry.is_state:
+            return []
+        self._do(lambda index: index.touch([each.entry for each in fetched]))
+        return fetched
+
+    def _read(self, found: Found) -> Fetched | None:
+        """None for a file that is not what was written."""
+        try:
+            tensors, note = read_tensors(self._files, found.entry.stored)
+        except (OSError, BrokenFile, ValueError, KeyError, TypeError):
+            return None
+        return Fetched(found.start, found.stop, found.entry.is_state, tensors, note, found.entry)
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    def _write_all(self) -> None:
+        index: DiskIndex | None = None
+        try:
+            index = self._open()
+        except (OSError, sqlite3.Error) as error:
+            self._turn_off(error)
+        while (job := self._jobs.get()) is not None:
+            if index is not None:
+                self._run(job, index)
+            job.done.set()
+        if index is not None:
+            index.close()
+
+    def _run(self, job: _Job, index: DiskIndex) -> None:
+        try:
+            job.run(index)
+            self.figures = index.figures(self._model)
+        except (OSError, sqlite3.Error) as error:
+            if "locked" not in str(error):
+                self._turn_off(error)
+
+    def _open(self) -> DiskIndex:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._files.mkdir(mode=0o700, exist_ok=True)
+        try:
+            index = DiskIndex(self._folder)
+            self._sweep(index)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            self.dropped += 1
+            for name in (NAME, f"{NAME}-wal", f"{NAME}-shm"):
+                (self._folder / name).unlink(missing_ok=True)
+            index = DiskIndex(self._folder)
+        self.figures = index.figures(self._model)
+        return index
+
+    def _sweep(self, index: DiskIndex) -> None:
+        """Delete the files that processes left which died while they wrote."""
+        named = {entry.stored.name for entry in index.of_model(self._model)}
+        for path in self._files.iterdir():
+            if path.name.endswith((SUFFIX, PARTIAL)) and path.name not in named:
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                        path.unlink()
+
+    def _write(self, index: DiskIndex, namespace: bytes, record: Record) -> None:
+        try:
+            if self.is_on and record.nbytes <= self._limit and not self._is_covered(index, record):
+                self._add(index, namespace, record)
+        finally:
+            with self._lock:
+                self._queued -= record.nbytes
+
+    def _add(self, index: DiskIndex, namespace: bytes, record: Record) -> None:
+        if shutil.disk_usage(self._files).free < record.nbytes + _RESERVE_BYTES:
+            raise OSError(f"less than {_RESERVE_BYTES >> 20} MiB would be left free")
+        stored = write_record(self._files, record)
+        if index.add(self._model, space_of(namespace), record, stored):
+            self._delete(index, [*self._outgrown(index, record), *index.excess(self._limit)])
+        else:
+            (self._files / stored.name).unlink(missing_ok=True)
+
+    def _is_covered(self, index: DiskIndex, record: Record) -> bool:
+        """Whether what is kept already has all its tokens."""
+        if record.is_state:
+            return index.state(self._model, record.key) is not None
+        return any(each.tokens.startswith(record.tokens) for each in self._beside(index, record))
+
+    def _outgrown(self, index: DiskIndex, record: Record) -> list[Entry]:
+        """Blocks of which the record is a continuation."""
+        if record.is_state:
+            return []
+        return [
+            each
+            for each in self._beside(index, record)
+            if len(each.tokens) < len(record.tokens) and record.tokens.startswith(each.tokens)
+        ]
+
+    def _beside(self, index: DiskIndex, record: Record) -> list[Entry]:
+        return index.children(self._model, record.parent, record.tokens[:ID_BYTES])
+
+    def _delete(self, index: DiskIndex, entries: Sequence[Entry]) -> None:
+        index.remove(entries)
+        for entry in entries:
+            (self._folder / entry.model / entry.stored.name).unlink(missing_ok=True)
+
+    def _turn_off(self, error: Exception) -> None:
+        if self.is_on:
+            self.is_on = False
+            self._warn(f"the prefix cache no longer writes to {self._folder}: {error}")
