@@ -12,8 +12,15 @@ from typing import Any
 from mlx_serving.actors.base import Actor, Node
 from mlx_serving.actors.errors import ServingError, describe
 from mlx_serving.actors.generation.account import StepAccount
+from mlx_serving.actors.generation.announcer import ANNOUNCE_SECONDS, Announcer
 from mlx_serving.actors.generation.engine import Engine
-from mlx_serving.actors.messages.admission import SequenceOutput, TokensGenerated
+from mlx_serving.actors.messages.admission import (
+    CacheClearRequested,
+    CacheObserved,
+    CacheStatsRequested,
+    SequenceOutput,
+    TokensGenerated,
+)
 from mlx_serving.actors.messages.batching import (
     SequenceAborted,
     SequencePaused,
@@ -21,6 +28,7 @@ from mlx_serving.actors.messages.batching import (
     SequencesEnded,
 )
 from mlx_serving.actors.messages.envelope import Envelope
+from mlx_serving.actors.messages.frontend import Refused
 from mlx_serving.actors.messages.generation import SequenceAssigned, SequencesDropped
 from mlx_serving.actors.messages.supervision import ActorReady
 
@@ -42,6 +50,8 @@ class GenerationActor(Actor):
         self._engine = self._make_engine()
         model, limits = self._engine.load()
         self._account = StepAccount(self.name, model.name)
+        self._announcer = Announcer(self.name) if node.settings.models.replicas > 1 else None
+        self.interval = ANNOUNCE_SECONDS if self._announcer is not None else None
         self._handlers: dict[type, Callable[[Any], None]] = {
             SequenceAssigned: self._assigned,
             SequenceAborted: self._aborted,
@@ -49,9 +59,16 @@ class GenerationActor(Actor):
             SequenceResumed: lambda message: self._engine.resume(message.sequence_id),
             SequencesDropped: self._dropped,
         }
+        self._questions: dict[type, Callable[[Any], None]] = {
+            CacheStatsRequested: lambda _: None,
+            CacheClearRequested: lambda message: self._engine.clear_cache(message.tier),
+        }
         return ActorReady(self.name, os.getpid(), model, limits.slots, limits.kv_bytes)
 
     def handle(self, envelope: Envelope) -> None:
+        if type(envelope.message) in self._questions:
+            self._answer(envelope)
+            return
         handler = self._handlers.get(type(envelope.message))
         if handler is None:
             self.node.log.warning("unexpected message", message=type(envelope.message).__name__)
@@ -69,12 +86,16 @@ class GenerationActor(Actor):
         started = self.node.clock()
         report = self._engine.step()
         self.steps += 1
+        self._announce()
         if report.outputs:
             self._send(report.outputs)
         now, goes_on = self.node.clock(), self._engine.pending > 0
         self._account.add(report, started, now, goes_on)
         if self._account.due(now, goes_on):
             self.node.emit(self._account.take())
+
+    def tick(self, now: float) -> None:
+        self._announce()
 
     def tear_down(self, seconds: float) -> None:
         engine = getattr(self, "_engine", None)
@@ -100,6 +121,27 @@ class GenerationActor(Actor):
             self._engine.cancel(sequence_id)
         self._live.clear()
         self._unsent = ()
+        if self._announcer is not None:
+            self._announcer.forget()  # batching is a new one
+
+    def _announce(self) -> None:
+        """Tell batching what the prefix cache holds, where it has a choice of replicas."""
+        if self._announcer is None:
+            return
+        news = self._announcer.news(self._engine.held_prefixes(), self.node.clock())
+        if news is not None and not self.node.tell("batching", news):
+            self._announcer.forget()
+
+    def _answer(self, envelope: Envelope) -> None:
+        """Carry out what admission asks of the prefix cache, and tell what it holds then."""
+        try:
+            self._questions[type(envelope.message)](envelope.message)
+            answer: Any = CacheObserved(self.name, self._engine.cache_stats())
+        except Exception as error:
+            if not isinstance(error, ServingError):
+                self.node.log.exception("cache question failed")
+            answer = Refused(describe(error))
+        self.node.tell("admission", answer, correlation=envelope.correlation)
 
     def _send(self, outputs: tuple[SequenceOutput, ...]) -> bool:
         """One frame with what is new and what could not be sent before; False while admission does not keep up."""

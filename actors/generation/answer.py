@@ -29,17 +29,12 @@ class Answer:
     def __init__(self, stopping: Stopping, limit: int, eos_ids: frozenset[int], decoder: TextDecoder) -> None:
         """`limit`: the most tokens, from `max_tokens` and the context together."""
         self.tokens = 0
-        self._limit = limit
+        self.limit = limit
         self._eos_ids = frozenset() if stopping.ignore_eos else eos_ids
         self._stop_ids = frozenset(stopping.stop_token_ids)
         self._ending_ids = self._eos_ids | self._stop_ids
         self._decoder = decoder
         self._matcher = StopMatcher(stopping.stop) if stopping.stop else None
-
-    @property
-    def is_last(self) -> bool:
-        """The next token reaches the limit: none will be needed after it."""
-        return self.tokens + 1 >= self._limit
 
     def add(self, token_id: int) -> Piece:
         """Take the next token. Nothing may be added after a piece with a reason."""
@@ -49,7 +44,7 @@ class Answer:
         text, matched = self._shown(self._decoder.add(token_id))
         if matched is not None:
             return Piece(text, (token_id,), "stop", matched)
-        if self.tokens >= self._limit:
+        if self.tokens >= self.limit:
             return self._end(text, (token_id,), "length", None)
         return Piece(text, (token_id,))
 
@@ -86,4 +81,15 @@ class Timeline:
             queue_seconds=max(0.0, self.started_at - self.queued_at),
             prefill_seconds=max(0.0, first - self.started_at),
             decode_seconds=max(0.0, now - first),
+        )
+
+    def end_of_prefill(self, prompt_tokens: int, cached_tokens: int, now: float) -> SequenceEnd:
+        """The account of a sequence that was to be prefilled and no more."""
+        return SequenceEnd(
+            reason="length",
+            prompt_tokens=prompt_tokens,
+            completion_tokens=0,
+            cached_tokens=cached_tokens,
+            queue_seconds=max(0.0, self.started_at - self.queued_at),
+            prefill_seconds=max(0.0, now - self.started_at),
         )

@@ -25,6 +25,11 @@ def prompt_of(sequence: SequenceQueued, record: ModelRecord) -> list[int]:
     return ids
 
 
+def is_prefill_only(sequence: SequenceQueued) -> bool:
+    """Whether its prompt is all that is wanted of it, in the prefix cache."""
+    return sequence.stopping.max_tokens == 0
+
+
 def answer_limit(sequence: SequenceQueued, prompt_tokens: int, record: ModelRecord) -> int:
     """The most tokens its answer may have, at least 1."""
     room = record.context_length - prompt_tokens

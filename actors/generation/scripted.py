@@ -17,11 +17,11 @@ from mlx_serving.actors.clock import Clock, monotonic
 from mlx_serving.actors.errors import describe
 from mlx_serving.actors.generation.answer import Answer, Timeline
 from mlx_serving.actors.generation.capacity import kv_budget, machine_bytes
-from mlx_serving.actors.generation.engine import EngineLimits, StepReport
-from mlx_serving.actors.generation.request import answer_limit, info_of, prompt_of
+from mlx_serving.actors.generation.engine import EngineLimits, HeldPrefixes, StepReport
+from mlx_serving.actors.generation.request import answer_limit, info_of, is_prefill_only, prompt_of
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
-from mlx_serving.actors.messages.values import ModelInfo, TokenLogprob
+from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo, TokenLogprob
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
 
@@ -96,7 +96,8 @@ class ScriptedEngine:
         now = self._clock()
         outputs = tuple(self._say(row, now) for row in ready)
         prefilled = self._prefill()
-        return StepReport(outputs, rows=len(ready), tokens=len(ready), prefill_tokens=prefilled)
+        answering = sum(not is_prefill_only(row.sequence) for row in ready)
+        return StepReport(outputs, rows=answering, tokens=answering, prefill_tokens=prefilled)
 
     def cancel(self, sequence_id: int) -> None:
         self._rows.pop(sequence_id, None)
@@ -119,6 +120,16 @@ class ScriptedEngine:
     @property
     def pending(self) -> int:
         return len(self._prefilling) + len(self._decoding)
+
+    def cache_stats(self) -> CacheStats:
+        """It keeps no prefixes."""
+        return CacheStats(enabled=False)
+
+    def clear_cache(self, tier: CacheTier) -> None:
+        """There is nothing to clear."""
+
+    def held_prefixes(self) -> HeldPrefixes | None:
+        return None
 
     def close(self) -> None:
         for rows in (self._rows, self._prefilling, self._decoding):
@@ -145,6 +156,9 @@ class ScriptedEngine:
         if position == 0:
             row.timeline.first_token_at = now
         sequence_id = row.sequence.sequence_id
+        if is_prefill_only(row.sequence):
+            self.cancel(sequence_id)
+            return SequenceOutput(sequence_id, "", (), end=row.timeline.end_of_prefill(row.prompt_tokens, 0, now))
         try:
             token_id = self._token(row, position)
         except Exception as error:

@@ -11,7 +11,7 @@ from support.engine_driver import Driver
 from mlx_serving.actors.errors import ContextOverflow, InvalidParameter
 from mlx_serving.actors.generation.scripted import Script, ScriptedEngine
 from mlx_serving.actors.messages.batching import SequenceQueued
-from mlx_serving.actors.messages.values import Sampling, Stopping
+from mlx_serving.actors.messages.values import CacheStats, Sampling, Stopping
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
 
@@ -188,3 +188,20 @@ def test_it_is_fast_enough_to_measure_everything_else() -> None:
     while driver.engine.pending:
         driver.engine.step()
     assert 64 * 400 / (time.process_time() - started) > 50_000
+
+
+def test_a_sequence_without_an_answer_is_prefilled_and_says_nothing() -> None:
+    driver = scripted()
+    silent = driver.submit(list(range(900)), stopping=Stopping(max_tokens=0))
+    driver.run()
+    done = driver.sequences[silent]
+    assert (done.ids, done.text) == ([], "")
+    assert done.end is not None
+    assert (done.end.prompt_tokens, done.end.completion_tokens, done.end.reason) == (900, 0, "length")
+
+
+def test_it_has_no_prefix_cache_and_says_so() -> None:
+    engine = scripted().engine
+    engine.clear_cache("all")
+    assert engine.cache_stats() == CacheStats(enabled=False)
+    assert engine.held_prefixes() is None
