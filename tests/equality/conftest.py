@@ -1,0 +1,56 @@
+"""The models of the equality suite.
+
+`MLX_SERVING_TEST_MODELS` may name folders of further real models, separated as in PATH.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlx_serving.native import blas
+
+blas.install()
+
+if TYPE_CHECKING:
+    from support.subjects import Subject
+
+SMOLLM2 = "smollm2"
+FOLDERS = {
+    Path(path).name: Path(path) for path in os.environ.get("MLX_SERVING_TEST_MODELS", "").split(os.pathsep) if path
+}
+
+
+@pytest.fixture(scope="module")
+def subjects(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Subject]]:
+    """A function from a name to its subject, made at the first call."""
+    from support.subjects import random_prompts, subject_of, text_prompts
+    from support.tiny_models import make_tiny_model
+
+    from mlx_serving.actors.models.metadata import describe_folder
+    from mlx_serving.actors.models.tokenizer import TextTokenizer
+
+    made: dict[str, Subject] = {}
+
+    def make(name: str) -> Subject:
+        if name == SMOLLM2 or name in FOLDERS:
+            real = name == SMOLLM2
+            record = request.getfixturevalue("smollm2") if real else describe_folder(FOLDERS[name], name, "a folder")
+            return subject_of(name, record, text_prompts(TextTokenizer.load(record.path)), 3, 1, 6 if real else 24)
+        record = make_tiny_model(tmp_path_factory.mktemp("models") / name, name)
+        return subject_of(name, record, random_prompts(), 6, 3, 16)
+
+    def subject(name: str) -> Subject:
+        if name not in made:
+            made[name] = make(name)
+        return made[name]
+
+    yield subject
+    for each in made.values():
+        each.close()

@@ -1,0 +1,38 @@
+"""Greedy tokens are plain mlx-lm's, whichever way they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from equality.conftest import FOLDERS, SMOLLM2
+from support.subjects import Subject
+from support.tiny_models import CONFIGURATIONS
+from support.ways import WAYS
+
+_REAL = [SMOLLM2, *FOLDERS]
+
+
+def _cases() -> list[Any]:
+    """A model's ways follow each other, so that its weights are loaded once."""
+    return [
+        pytest.param(name, way, marks=pytest.mark.model if name in _REAL else (), id=f"{name}-{way}")
+        for name in [*CONFIGURATIONS, *_REAL]
+        for way in WAYS
+        if WAYS[way].suits(name)
+    ]
+
+
+@pytest.mark.parametrize(("name", "way"), _cases())
+def test_greedy_tokens_are_those_of_mlx_lm(subjects: Callable[[str], Subject], name: str, way: str) -> None:
+    subject = subjects(name)
+    answers = WAYS[way](subject)
+    assert answers
+    for prompt, expected, found in zip(subject.prompts, subject.expected, answers, strict=False):
+        assert found == expected, f"after a prompt of {len(prompt)} tokens"
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_answers_depend_on_the_prompts(subjects: Callable[[str], Subject], name: str) -> None:
+    assert len({tuple(each) for each in subjects(name).expected}) > 3
