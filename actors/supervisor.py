@@ -25,7 +25,7 @@ from typing import Any
 
 from mlx_serving.actors.base import Node
 from mlx_serving.actors.children import Child, Order
-from mlx_serving.actors.errors import ErrorInfo, ModelLoadFailed, ServingError, StartupFailed, describe
+from mlx_serving.actors.errors import ActorUnavailable, ErrorInfo, ModelLoadFailed, ServingError, StartupFailed, describe
 from mlx_serving.actors.liveness import Pulse, backoff, verdict
 from mlx_serving.actors.members import Member
 from mlx_serving.actors.messages.admission import DrainStarted, ReplicaDown, ReplicaUp, SystemObserved
@@ -225,6 +225,8 @@ class Supervisor:
 
     def _request_replica(self, model: str, *, is_default: bool) -> None:
         if self._draining:
+            error = ActorUnavailable("the server is shutting down", retry_after=5.0, model=model)
+            self._node.tell("admission", ReplicaDown("", model, error.message, False, describe(error)))
             return
         trusted = [Path(folder).expanduser() for folder in self._node.settings.models.trusted_folders]
         try:
@@ -259,6 +261,8 @@ class Supervisor:
                 message.kv_bytes,
                 message.pid,
                 member.is_default,
+                message.weight_bytes,
+                message.memory_bytes,
             )
             self._tell_owners(member.up)
         elif member.role in STREAM_OWNERS:

@@ -8,15 +8,25 @@ from collections.abc import Callable
 from typing import Any
 
 from mlx_serving.actors.addresses import DOOR
+from mlx_serving.actors.admission.adapters import Adapters
+from mlx_serving.actors.admission.caches import Caches
 from mlx_serving.actors.admission.catalogue import Catalogue
 from mlx_serving.actors.admission.models import Models
 from mlx_serving.actors.admission.policy import Gate
 from mlx_serving.actors.admission.questions import Questions
 from mlx_serving.actors.admission.rendering import RenderingPool
 from mlx_serving.actors.admission.requests import Requests
+from mlx_serving.actors.admission.warming import Warming
 from mlx_serving.actors.base import Actor, Node
 from mlx_serving.actors.errors import ActorUnavailable, ProtocolError, describe
 from mlx_serving.actors.messages.admission import (
+    AdapterAddRequested,
+    AdapterRemoveRequested,
+    AdaptersRequested,
+    CacheClearRequested,
+    CacheObserved,
+    CacheStatsRequested,
+    CacheWarmRequested,
     ClassesShed,
     CreditsReturned,
     DetokenizeRequested,
@@ -25,6 +35,7 @@ from mlx_serving.actors.messages.admission import (
     GenerationRequested,
     MetricsRequested,
     ModelLoadRequested,
+    ModelPinRequested,
     ModelsRequested,
     ModelUnloadRequested,
     QueueObserved,
@@ -70,6 +81,10 @@ class AdmissionActor(Actor):
             first_id=time.time_ns() // 1000 << 10,
         )
         self._models = Models(node, self._catalogue, self._pool, self._requests)
+        self._requests.models = self._models
+        self._adapters = Adapters(self._pool, self._models)
+        self._caches = Caches(node, self._catalogue)
+        self._warming = Warming(node, self._catalogue, self._pool, self._requests.streams)
         self._questions = Questions(node, self._catalogue, self._gate, self._pool, self._requests, self._models)
         self._incarnation = uuid.uuid4().hex
         self._seen: dict[bytes, float] = {}
@@ -81,12 +96,12 @@ class AdmissionActor(Actor):
 
     def _actor_handlers(self) -> dict[type, Callable[[Any], None]]:
         return {
-            TokensGenerated: self._requests.generated,
-            SequencesLost: self._requests.lost,
+            TokensGenerated: self._generated,
+            SequencesLost: self._lost,
             QueueObserved: self._queue_observed,
             SystemObserved: self._system_observed,
             ReplicaUp: self._models.replica_up,
-            ReplicaDown: self._models.replica_down,
+            ReplicaDown: self._replica_down,
             ClassesShed: self._classes_shed,
             DrainStarted: self._drain_started,
         }
@@ -98,8 +113,15 @@ class AdmissionActor(Actor):
             ModelsRequested: self._questions.models,
             StatusRequested: self._questions.status,
             MetricsRequested: self._questions.metrics,
+            CacheStatsRequested: self._caches.ask,
+            CacheClearRequested: self._caches.ask,
+            CacheWarmRequested: self._warming.warm,
             ModelLoadRequested: self._models.load,
             ModelUnloadRequested: self._models.unload,
+            ModelPinRequested: self._models.pin,
+            AdaptersRequested: self._adapters.list,
+            AdapterAddRequested: self._adapters.add,
+            AdapterRemoveRequested: self._adapters.remove,
             ShutdownRequested: self._shutdown,
             FrontendAttached: lambda _, answer: answer(AdmissionAlive(self._incarnation, PROTOCOL_VERSION)),
         }
@@ -110,11 +132,27 @@ class AdmissionActor(Actor):
         if isinstance(envelope.message, MetricsReported):
             self._questions.metrics_reported(envelope)
             return
+        if isinstance(envelope.message, CacheObserved | Refused):
+            self._caches.answered(envelope)
+            return
         handler = self._from_actors.get(type(envelope.message))
         if handler is None:
             self.node.log.warning("unexpected message", message=type(envelope.message).__name__)
             return
         handler(envelope.message)
+
+    def _generated(self, message: TokensGenerated) -> None:
+        self._requests.generated(message)
+        self._warming.generated(message)
+
+    def _lost(self, message: SequencesLost) -> None:
+        self._requests.lost(message)
+        self._warming.lost(message)
+
+    def _replica_down(self, message: ReplicaDown) -> None:
+        self._models.replica_down(message)
+        self._caches.replica_gone(message.replica)
+        self._warming.replica_gone(message.replica)
 
     def _queue_observed(self, message: QueueObserved) -> None:
         self._questions.queue = message
@@ -180,7 +218,10 @@ class AdmissionActor(Actor):
     def tick(self, now: float) -> None:
         self._allow_for_own_absence(now)
         self._requests.expire(now)
-        self._models.release_idle()
+        self._models.tick(now)
+        self._warming.greet()
+        self._warming.expire(now)
+        self._caches.expire(now)
         timeout = self.node.settings.admission.frontend_timeout
         for peer in [peer for peer, seen in self._seen.items() if now - seen > timeout]:
             del self._seen[peer]

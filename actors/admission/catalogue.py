@@ -14,6 +14,19 @@ from mlx_serving.actors.messages.values import ModelInfo
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 
 
+@attrs.frozen
+class Route:
+    """Where a request goes: the name of a model, and the LoRA adapter it chose, empty for none."""
+
+    model: str
+    adapter: str = ""
+
+    @property
+    def name(self) -> str:
+        """As callers write it."""
+        return f"{self.model}:{self.adapter}" if self.adapter else self.model
+
+
 @attrs.define(eq=False)
 class Served:
     """One model. It serves once a replica is up and its tokenizer is loaded; `restarting` keeps its queue alive."""
@@ -29,10 +42,17 @@ class Served:
     restarting: bool = False
     loaded_at: float = 0.0
     reason: str = "its replica is starting"
+    cache_bytes: int | None = None
+    """What the cache of each replica may take, while models share the memory."""
 
     @property
     def ready(self) -> bool:
         return bool(self.replicas) and self.tokenizer is not None and not self.unloading
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether requests may queue: it serves, or did and is on its way back."""
+        return self.tokenizer is not None and not self.unloading and bool(self.replicas or self.restarting)
 
     @property
     def state(self) -> str:
@@ -45,6 +65,8 @@ class Served:
     @property
     def kv_budget(self) -> int:
         """Bytes of cache on the largest replica."""
+        if self.cache_bytes is not None:
+            return self.cache_bytes
         return max((replica.kv_bytes for replica in self.replicas.values()), default=1 << 62)
 
 
@@ -53,6 +75,10 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._models: dict[str, Served] = {}
+        self.default_name: str | None = None
+        """The default model, while a request for it would load it."""
+        self.default_rests = False
+        """It was unloaded, and a request for it would load it."""
 
     def __iter__(self) -> Iterator[Served]:
         return iter(self._models.values())
@@ -63,15 +89,43 @@ class Catalogue:
     def expect(self, name: str) -> Served:
         """The entry of a model whose replica is on its way."""
         served = self._models.setdefault(name, Served(name))
+        self.default_rests = self.default_rests and name != self.default_name
         served.restarting, served.unloading = True, False
         return served
 
     def remove(self, name: str) -> None:
         self._models.pop(name, None)
+        self.default_rests = self.default_rests or name == self.default_name
 
     @property
     def default(self) -> Served | None:
         return next((served for served in self._models.values() if served.is_default), None)
+
+    def find(self, name: str | None, stored: Iterable[str]) -> Route:
+        """Where `name` leads: a model, or `model:adapter`; None is the default model.
+
+        Raises ModelNotFound with near names, ActorUnavailable when the default model is not known yet.
+        """
+        if name is None:
+            default = self.default.name if self.default is not None else self.default_name
+            if default is None:
+                raise _unknown(None, [], [])
+            return Route(default)
+        found = self._known(name, stored)
+        if found is not None:
+            return Route(found)
+        base, colon, adapter = name.rpartition(":")
+        found = self._known(base, stored) if colon else None
+        if found is None or not adapter:
+            raise _unknown(name, list(self._models), list(stored))
+        return Route(found, adapter)
+
+    def _known(self, name: str, stored: Iterable[str]) -> str | None:
+        served = self._by_name(name)
+        if served is not None:
+            return served.name
+        folded = name.casefold()
+        return name if name in stored else next((each for each in stored if each.casefold() == folded), None)
 
     def route(self, name: str | None, stored: Iterable[str]) -> Served:
         """The model for a request that names `name` (None: the default).
@@ -106,7 +160,7 @@ class Catalogue:
         """Whether the default model serves, and why not."""
         default = self.default
         if default is None:
-            return False, "the default model is loading"
+            return self.default_rests, "" if self.default_rests else "the default model is loading"
         return default.ready, "" if default.ready else f"model {default.name!r}: {default.reason}"
 
 

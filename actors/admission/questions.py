@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from mlx_serving.actors.admission.catalogue import Catalogue
+from mlx_serving.actors.admission.catalogue import Catalogue, Served
 from mlx_serving.actors.admission.models import Answer, Models
 from mlx_serving.actors.admission.policy import Gate
 from mlx_serving.actors.admission.rendering import RenderingPool, chat_text
@@ -59,7 +59,9 @@ class Questions:
         self.queue = QueueObserved(0, 0, 0, 0.0, 0)
 
     def tokenize(self, asked: TokenizeRequested, answer: Answer) -> None:
-        served = self._catalogue.route(asked.model, self._requests.stored)
+        self._models.reach(asked.model, answer, lambda served: self._tokenize(served, asked, answer))
+
+    def _tokenize(self, served: Served, asked: TokenizeRequested, answer: Answer) -> None:
         tokenizer, info = served.tokenizer, served.info
         assert tokenizer is not None
         assert info is not None
@@ -75,7 +77,9 @@ class Questions:
         self._run(job, answer)
 
     def detokenize(self, asked: DetokenizeRequested, answer: Answer) -> None:
-        served = self._catalogue.route(asked.model, self._requests.stored)
+        self._models.reach(asked.model, answer, lambda served: self._detokenize(served, asked, answer))
+
+    def _detokenize(self, served: Served, asked: DetokenizeRequested, answer: Answer) -> None:
         tokenizer, info = served.tokenizer, served.info
         assert tokenizer is not None
         assert info is not None
@@ -90,9 +94,10 @@ class Questions:
 
     def models(self, _: ModelsRequested, answer: Answer) -> None:
         def listed() -> None:
-            served = self._catalogue.listed()
+            served = self._models.listed()
             names = {each.info.name for each in served}
-            answer(ModelsListed(served, tuple(name for name in self._requests.stored if name not in names)))
+            stored = tuple(name for name in self._requests.stored if name not in names)
+            answer(ModelsListed(served, stored, self._models.available()))
 
         self._models.refresh_stored(listed)
 
@@ -108,7 +113,7 @@ class Questions:
                 draining=self._gate.draining,
                 uptime=self._node.clock() - self._started,
                 actors=self.system.actors,
-                models=self._catalogue.listed(),
+                models=self._models.listed(),
                 queue=self.queue,
                 active_streams=len(self._requests.streams),
                 shedding=self._gate.shed,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
-from mlx_serving.actors.admission.catalogue import Catalogue, Served
+from mlx_serving.actors.admission.catalogue import Catalogue, Route, Served
 from mlx_serving.actors.admission.policy import Gate, admit, sequences
 from mlx_serving.actors.admission.prompt import Prompt
 from mlx_serving.actors.admission.rendering import RenderingPool, rendered
@@ -45,8 +45,22 @@ Deliver = Callable[[bytes, Any], bool]
 """Sends a message to a frontend; False when it is gone."""
 
 
+class ModelSource(Protocol):
+    """Where requests get their models from; `models.Models` says what each of these does."""
+
+    def at_hand(self, name: str) -> Served | None: ...
+
+    def bring(self, name: str, reached: Callable[[Served | None, ErrorInfo | None], None]) -> None: ...
+
+    def check_adapter(self, base: str, adapter: str) -> None: ...
+
+    def used(self, name: str) -> None: ...
+
+
 class Requests:
-    """Every live request: the only place that opens and closes streams."""
+    """Every live request: the only place that opens and closes streams. `models` is set before the first one."""
+
+    models: ModelSource
 
     def __init__(
         self,
@@ -78,19 +92,52 @@ class Requests:
             if self.streams.request(key) is not None:
                 raise InvalidParameter("this request_id is in use", field="request_id")
             admit(asked, self._gate, self._limits)
-            served = self._catalogue.route(asked.model, self.stored)
+            route = self._catalogue.find(asked.model, self.stored)
+            served = self.models.at_hand(route.model)
         except ServingError as error:
             self._node.emit(RequestReceived(asked.model or "", asked.priority, False))
             self._deliver(peer, RequestFailed(asked.request_id, describe(error)))
             return
         longest = self._limits.request_timeout if asked.timeout is None else asked.timeout
-        request = Request(key, asked, now, now + longest, trace_id, served.name)
+        request = Request(key, asked, now, now + longest, trace_id, route.model, route.adapter)
         self.streams.open(request)
         request.unproduced = asked.n
         self._gate.waiting += asked.n
-        self._node.emit(RequestReceived(served.name, asked.priority, True))
-        tokenizer = served.tokenizer
-        assert tokenizer is not None  # route() gives only models with one
+        self._node.emit(RequestReceived(route.model, asked.priority, True))
+        self.models.used(route.model)
+        if route.adapter:
+            self._check_adapter(request)
+        elif served is not None:
+            self._render(request, served)
+        else:
+            self._await_model(request)
+
+    def _check_adapter(self, request: Request) -> None:
+        def checked(_: None, error: BaseException | None) -> None:
+            if error is not None:
+                self._reached(request, None, describe(error))
+            else:
+                self._await_model(request)
+
+        self._pool.submit(lambda: self.models.check_adapter(request.model, request.adapter), checked)
+
+    def _await_model(self, request: Request) -> None:
+        """Have the request's prompt rendered once its model serves, at once if it does."""
+        request.awaits_model = True
+        self.models.bring(request.model, lambda served, error: self._reached(request, served, error))
+
+    def _reached(self, request: Request, served: Served | None, error: ErrorInfo | None) -> None:
+        if self.streams.request(request.key) is not request:
+            return  # cancelled meanwhile
+        request.awaits_model = False
+        if served is not None:
+            self._render(request, served)
+        else:
+            self.fail(request, error or describe(ActorUnavailable("its model is gone", model=request.model)))
+
+    def _render(self, request: Request, served: Served) -> None:
+        asked, tokenizer = request.asked, served.tokenizer
+        assert tokenizer is not None  # only such models are reached
         with_segments = served.info is not None and not served.info.is_trimmable
         self._pool.submit(
             lambda: rendered(tokenizer, asked, with_segments=with_segments),
@@ -121,9 +168,12 @@ class Requests:
         now, limits = self._node.clock(), self._limits
         queued = sequences(request.asked, prompt, served.info, served.kv_budget, limits, now, request.deadline)
         request.prompt_tokens, request.unfinished = len(prompt.ids), len(queued)
-        self._deliver(request.key[0], RequestAccepted(request.key[1], served.name, len(prompt.ids)))
+        name = Route(served.name, request.adapter).name
+        self._deliver(request.key[0], RequestAccepted(request.key[1], name, len(prompt.ids)))
         for each in queued:
-            self._tell_batching(request, self.streams.add(request, each).queued)
+            self._tell_batching(
+                request, self.streams.add(request, attrs.evolve(each, adapter=request.adapter)).queued
+            )
 
     def _tell_batching(self, request: Request, message: Any) -> None:
         if not self._node.tell("batching", message, trace_id=request.trace_id):
@@ -245,6 +295,7 @@ class Requests:
         return self.streams.close(request)
 
     def _ended(self, request: Request, outcome: str, fault: bool) -> None:
+        self.models.used(request.model)
         now = self._node.clock()
         timings = request.timings(now)
         self._node.emit(

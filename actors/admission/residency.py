@@ -159,10 +159,8 @@ class Residency:
     def _make_room(self, excess: int, but: str = "", as_far_as_possible: bool = False) -> tuple[str, ...] | None:
         """Let models leave until `excess` bytes are gone; None, and nobody leaves, when that is not possible."""
         chosen: list[Resident] = []
-        for each in self._removable():
-            if excess <= 0:
-                break
-            if each.name != but:
+        for each in self._removable() if excess > 0 else ():
+            if excess > 0 and each.name != but:
                 chosen.append(each)
                 excess -= each.need.bytes
         if excess > 0 and not as_far_as_possible:

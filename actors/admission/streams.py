@@ -55,6 +55,9 @@ class Request:
     deadline: float
     trace_id: str = ""
     model: str = ""
+    adapter: str = ""
+    awaits_model: bool = False
+    """Its model is being loaded, perhaps after it has been unloaded."""
     prompt_tokens: int = 0
     sequences: dict[int, Sequence] = attrs.field(factory=dict)
     """Live ones, by choice index."""
@@ -104,7 +107,12 @@ class Streams:
         return [request for key, request in self._requests.items() if key[0] == peer]
 
     def of_model(self, model: str) -> list[Request]:
-        return [request for request in self._requests.values() if request.model == model]
+        """Requests that the model works for, or will; not those for which it has yet to be loaded."""
+        return [each for each in self._requests.values() if each.model == model and not each.awaits_model]
+
+    def uses(self, model: str) -> bool:
+        """Whether any request wants the model."""
+        return any(each.model == model for each in self._requests.values())
 
     def all(self) -> list[Request]:
         return list(self._requests.values())
@@ -112,10 +120,14 @@ class Streams:
     def expired(self, now: float) -> list[Request]:
         return [request for request in self._requests.values() if request.deadline <= now]
 
+    def fresh_id(self) -> int:
+        """An id that no sequence has had."""
+        self._next_id += 1
+        return self._next_id
+
     def add(self, request: Request, queued: SequenceQueued) -> Sequence:
         """Register one sequence of a request under a fresh id."""
-        self._next_id += 1
-        queued = attrs.evolve(queued, sequence_id=self._next_id)
+        queued = attrs.evolve(queued, sequence_id=self.fresh_id())
         sequence = Sequence(queued, request, credit=queued.window)
         self._sequences[queued.sequence_id] = request.sequences[queued.index] = sequence
         return sequence

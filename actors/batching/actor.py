@@ -9,6 +9,7 @@ from mlx_serving.actors.base import Actor, Node
 from mlx_serving.actors.batching.scheduler import Scheduler
 from mlx_serving.actors.messages.admission import QueueObserved, ReplicaDown, ReplicaUp, SequencesLost
 from mlx_serving.actors.messages.batching import (
+    CacheShared,
     PrefixesHeld,
     SequenceAborted,
     SequencePaused,
@@ -40,6 +41,7 @@ class BatchingActor(Actor):
             SequenceResumed: lambda m: self._relay(self._scheduler.resume(m.sequence_id), m),
             SequencesEnded: self._ended,
             PrefixesHeld: self._scheduler.prefixes_held,
+            CacheShared: self._cache_shared,
             ReplicaUp: self._replica_up,
             ReplicaDown: self._replica_down,
         }
@@ -91,6 +93,10 @@ class BatchingActor(Actor):
     def _replica_up(self, message: ReplicaUp) -> None:
         if self._scheduler.replica_up(message.replica, message.model.name, message.slots, message.kv_bytes):
             self.node.tell(message.replica, SequencesDropped())
+        self._dirty = True
+
+    def _cache_shared(self, message: CacheShared) -> None:
+        self._scheduler.share(message.kv_bytes)
         self._dirty = True
 
     def _replica_down(self, message: ReplicaDown) -> None:

@@ -8,7 +8,7 @@ of its prompt, unless too many run there (`prefixes.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import attrs
 
@@ -42,6 +42,7 @@ class Scheduler:
         self.load_tokens = load_tokens
         self._lines: dict[Line, WaitingLine] = {}
         self._replicas: dict[str, ReplicaLoad] = {}
+        self._shares: dict[str, int] = {}
         self._line_of: dict[int, Line] = {}
         self._replica_of: dict[int, str] = {}
 
@@ -54,8 +55,14 @@ class Scheduler:
         """False when the replica is known already and goes on with what it holds."""
         if name in self._replicas:
             return False
-        self._replicas[name] = ReplicaLoad(name, model, slots, kv_bytes)
+        self._replicas[name] = ReplicaLoad(name, model, slots, self._shares.get(model, kv_bytes))
         return True
+
+    def share(self, kv_bytes: Mapping[str, int]) -> None:
+        """What each replica of a model may hold from now on; what runs already is not disturbed."""
+        self._shares = dict(kv_bytes)
+        for load in self._replicas.values():
+            load.kv_bytes = self._shares.get(load.model, load.kv_bytes)
 
     def replica_down(self, name: str) -> tuple[int, ...]:
         """The sequences that were on it, or waited for it alone."""

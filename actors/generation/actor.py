@@ -63,7 +63,7 @@ class GenerationActor(Actor):
             CacheStatsRequested: lambda _: None,
             CacheClearRequested: lambda message: self._engine.clear_cache(message.tier),
         }
-        return ActorReady(self.name, os.getpid(), model, limits.slots, limits.kv_bytes)
+        return ActorReady(self.name, os.getpid(), model, limits.slots, limits.kv_bytes, limits.weight_bytes, limits.memory_bytes)
 
     def handle(self, envelope: Envelope) -> None:
         if type(envelope.message) in self._questions:

@@ -18,10 +18,15 @@ from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo
 
 @attrs.frozen
 class EngineLimits:
-    """What an engine can hold: `slots` rows in the batch, `kv_bytes` of cache over all its sequences."""
+    """What an engine can hold: `slots` rows in the batch, `kv_bytes` of cache over all its sequences.
+
+    `weight_bytes` is what its weights take of the `memory_bytes` of its device.
+    """
 
     slots: int
     kv_bytes: int
+    weight_bytes: int = 0
+    memory_bytes: int = 0
 
 
 @attrs.frozen

@@ -75,8 +75,9 @@ class ScriptedEngine:
         self._decoding: dict[int, _Row] = {}
 
     def load(self) -> tuple[ModelInfo, EngineLimits]:
-        slots, kv_bytes = self._settings.max_rows, kv_budget(self._settings, 0, machine_bytes())
-        return info_of(self._record), EngineLimits(slots, kv_bytes)
+        slots, memory = self._settings.max_rows, machine_bytes()
+        kv_bytes = kv_budget(self._settings, 0, memory)
+        return info_of(self._record), EngineLimits(slots, kv_bytes, self._record.bytes, memory)
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:
         prompt = prompt_of(sequence, self._record)

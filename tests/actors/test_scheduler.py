@@ -213,3 +213,17 @@ class Credits(RuleBasedStateMachine):
 
 TestCredits = Credits.TestCase
 TestCredits.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_models_share_the_memory_for_caches_whatever_their_replicas_granted() -> None:
+    scheduler = Scheduler(20.0)
+    scheduler.share({"m": 50})
+    scheduler.replica_up("r", "m", slots=8, kv_bytes=1000)
+    for number in (1, 2, 3):
+        scheduler.enqueue(sequence(number, kv_bytes=25, at=number))
+    assert [each.sequence.sequence_id for each in scheduler.decide(10.0)] == [1, 2]
+    scheduler.share({"m": 25, "other": 25})
+    scheduler.ended("r", [1])
+    assert scheduler.decide(11.0) == [], "what runs fills the smaller share"
+    scheduler.ended("r", [2])
+    assert [each.sequence.sequence_id for each in scheduler.decide(12.0)] == [3]
