@@ -16,6 +16,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 ToolMode = Literal["auto", "none", "required", "named"]
 
 CacheTier = Literal["memory", "disk", "all"]
+CACHE_TIERS: tuple[CacheTier, ...] = ("memory", "disk", "all")
 
 
 def pack_ids(ids: Iterable[int]) -> bytes:
@@ -126,8 +127,9 @@ class AnswerFormat:
     """How a model's output is taken apart, and what is forced upon it besides `guidance`.
 
     `reasoning` and `calls` name parsers of `actors/generation/parsing`, "" for none. `is_thinking`: the prompt ends
-    inside a span of reasoning. With a `trigger`, guidance begins wherever the answer shows it; without, at the start
-    of the answer. `thinking_budget`: tokens of reasoning after which its end is forced.
+    inside a span of reasoning. Guidance begins where the answer does, after the reasoning; if `lazy`, wherever the
+    answer opens a call, and ends with it. `parallel`: there may be several calls. `thinking_budget`: tokens of
+    reasoning after which its end is forced.
     """
 
     reasoning: str = ""
@@ -135,7 +137,7 @@ class AnswerFormat:
     is_thinking: bool = False
     tools: tuple[Tool, ...] = ()
     parallel: bool = True
-    trigger: str = ""
+    lazy: bool = False
     thinking_budget: int | None = None
 
 
