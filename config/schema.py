@@ -141,6 +141,36 @@ class Batching:
 
 
 @attrs.frozen
+class Speculation:
+    """Speculative decoding: tokens are proposed cheaply and checked together, where that is faster."""
+
+    mode: Literal["off", "lookup", "draft", "auto"] = setting(
+        "auto",
+        "Where proposals come from: `lookup` the text so far and the request's prediction, `draft` the draft model, "
+        "`auto` whichever promises more.",
+    )
+    draft_model: str = setting(
+        "", "Draft model of the default model: a stored name, an alias or a folder. It must have the same vocabulary."
+    )
+    max_tokens: int = setting(8, "Most tokens proposed to a row at once.", minimum=1, maximum=32)
+
+
+@attrs.frozen
+class PrefixCache:
+    """What was computed for earlier prompts and answers, reused for prompts that begin alike."""
+
+    enabled: bool = setting(True, "Keep and reuse the keys and values of prompts and answers.")
+    bytes: int = setting(
+        0, "Memory for them; 0 takes a quarter of the budget of cached keys and values (kv_bytes).", minimum=0
+    )
+    block_tokens: int = setting(256, "Most tokens that are kept, evicted and written together.", minimum=16)
+    disk_bytes: int = setting(
+        4 << 30, "Files that survive a restart, over all models; 0: nothing is written to disk.", minimum=0
+    )
+    directory: str = setting("", "Folder of these files; empty is `state/prefix` in the home folder.")
+
+
+@attrs.frozen
 class Generation:
     """The engine of each replica."""
 
@@ -149,7 +179,24 @@ class Generation:
     )
     max_rows: int = setting(32, "Rows decoded together.", minimum=1)
     max_prefills: int = setting(2, "Prompts prefilled side by side while others decode.", minimum=1)
-    prefill_tokens: int = setting(512, "Prompt tokens processed between two decode steps.", minimum=16)
+    prefill_tokens: int = setting(512, "Most prompt tokens processed between two decode steps.", minimum=16)
+    prefill_slowdown: float = setting(
+        2.0, "How many times longer than others a decode step may take that has prompt tokens beside it.", minimum=1
+    )
+    inter_token_seconds: float = setting(
+        0.0, "Longest such step, in seconds, whatever prefill_slowdown allows; 0: no such bound.", minimum=0
+    )
+    pipeline_depth: int = setting(
+        1, "Decode steps that are on their way while an earlier one's tokens are handled.", minimum=0, maximum=3
+    )
+    pipeline_kv_bytes: int = setting(
+        0,
+        "Keys and values up to which steps overlap, as MLX copies what a step in flight still reads; 0: by back end.",
+        minimum=0,
+    )
+    kv_type: Literal["model", "8bit", "4bit"] = setting(
+        "model", "How keys and values are cached: in the model's own type, or quantised."
+    )
     memory_fraction: float = setting(
         0.6, "Share of the machine's memory that weights and caches may take.", minimum=0.05, maximum=0.95
     )
@@ -161,6 +208,8 @@ class Generation:
         "On the CPU, rows from which quantised layers are dequantised and multiplied by the BLAS; 0: never.",
         minimum=0,
     )
+    prefix_cache: PrefixCache = setting(PrefixCache, "Prefix cache.")
+    speculation: Speculation = setting(Speculation, "Speculative decoding.")
     blas: bool = setting(True, "On Linux put OpenBLAS ahead of the reference BLAS of MLX's wheel.")
     scripted_step_seconds: float = setting(0.0, "Time one step of the scripted engine takes.", minimum=0)
 

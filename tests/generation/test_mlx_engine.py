@@ -8,13 +8,13 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from support.engine_driver import GREEDY, Driver
+from support.engine_driver import GREEDY, Driver, replace_model
 from support.engines import loaded, mlx_lm_greedy
 from support.tiny_models import EOS
 
 from mlx_serving.actors.errors import ContextOverflow, InvalidParameter, ModelLoadFailed
-from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
+from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.actors.messages.values import Sampling, Stopping
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
@@ -231,8 +231,7 @@ class Faulty:
 
 
 def _break(engine: MlxEngine, act: Callable[[mx.array, mx.array], mx.array]) -> None:
-    engine._model = Faulty(engine._model, act)
-    engine._batch._model = engine._model
+    replace_model(engine, Faulty(engine._model, act))
 
 
 def _forced(token_id: int) -> Sampling:
@@ -280,17 +279,17 @@ def test_a_batch_that_fails_costs_only_the_row_at_fault(tiny: MlxEngine, expecte
 def test_a_failure_while_rows_join_costs_nobody_an_answer(
     tiny: MlxEngine, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge, failures = prompt_caches.merge, iter([RuntimeError("out of memory")])
+    add, failures = SlabGroup.add, iter([RuntimeError("out of memory")])
 
-    def failing_once(caches: Any) -> Any:
+    def failing_once(group: SlabGroup, caches: Any, length: int) -> None:
         for failure in failures:
             raise failure
-        return merge(caches)
+        add(group, caches, length)
 
     driver = Driver(tiny)
     running = driver.submit(PROMPTS[1])
     driver.run_until(running, 3)
-    monkeypatch.setattr(prompt_caches, "merge", failing_once)
+    monkeypatch.setattr(SlabGroup, "add", failing_once)
     joining = driver.submit(PROMPTS[3])
     driver.run()
     assert driver.ids([running, joining]) == [expected[1], expected[3]]
@@ -311,12 +310,12 @@ def test_a_prompt_that_fails_leaves_the_others_alone(tiny: MlxEngine, expected: 
     whole = tiny._model
 
     def model(inputs: mx.array, cache: Any) -> Any:
-        if inputs.shape[1] == 10:
+        if mx.any(mx.sum(inputs == 65, axis=-1) == 10).item():
             raise RuntimeError("no such prompt")
         return whole(inputs, cache=cache)
 
     model.make_cache = whole.make_cache  # type: ignore[attr-defined]
-    tiny._model = tiny._batch._model = model
+    replace_model(tiny, model)
     driver = Driver(tiny)
     ids = [driver.submit(PROMPTS[1]), driver.submit([65] * 11), driver.submit(PROMPTS[3])]
     driver.run()

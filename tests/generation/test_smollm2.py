@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 import pytest
 from mlx_lm.utils import dequantize_model
-from support.engine_driver import GREEDY, Driver
+from support.engine_driver import GREEDY, Driver, replace_model
 from support.engines import loaded, mlx_lm_greedy
 
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
@@ -50,7 +50,7 @@ def quantized(smollm2: ModelRecord) -> Iterator[MlxEngine]:
 def engine(smollm2: ModelRecord) -> Iterator[MlxEngine]:
     """With the same weights unpacked, as MLX's CPU back end takes prompts in ten times faster then."""
     engine = loaded(smollm2)
-    engine._model = engine._batch._model = dequantize_model(engine._model)
+    replace_model(engine, dequantize_model(engine._model))
     yield engine
     engine.close()
 

@@ -90,3 +90,8 @@ class Driver:
 
     def ids(self, sequence_ids: Iterable[int]) -> list[list[int]]:
         return [self.sequences[each].ids for each in sequence_ids]
+
+
+def replace_model(engine: Any, model: Any) -> None:
+    """Let an `MlxEngine` that holds no rows run another model from now on."""
+    engine._model = engine._batch.cache._model = engine._prompts._model = model

@@ -10,16 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat
 
 Caches = list[Any]
 """One cache object of mlx-lm for each layer."""
 
 
-def new_caches(model: Any) -> Caches:
-    """Empty plain caches for one row."""
+def new_caches(model: Any, form: KvFormat | None = None) -> Caches:
+    """Empty plain caches for one row. `form` replaces those of plain keys and values."""
     caches: Caches = make_prompt_cache(model)
-    return caches
+    if form is None or form.bits is None:
+        return caches
+    return [form.new_cache() if type(cache) is KVCache else cache for cache in caches]
 
 
 def are_mergeable(caches: Caches) -> bool:

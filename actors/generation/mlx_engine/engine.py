@@ -1,10 +1,13 @@
-"""The engine that runs models on MLX: its own continuous batching over mlx-lm's models and prompt caches.
+"""The engine that runs models on MLX: its own continuous batching over mlx-lm's models.
 
 A step does, in this order: let rows go that ended, were cancelled or paused; set one chunk of prefill
 going; let rows join that are prefilled; set one decode step of the whole batch going; read the tokens of
-the decode step before it. Everything is asynchronous but the reading, so the device always has the next
-step in its queue. A row that turns out to have ended has then one token too many on its way, which is
+an earlier decode step. Everything is asynchronous but the reading, so the device always has the next
+step in its queue. A row that turns out to have ended has then a token too many on its way, which is
 dropped.
+
+MLX copies a cache that is written while a step in flight still reads it. Where that would cost more than it
+gains, the next step is built but only set going once the last one is read.
 
 When a batch fails, its rows are computed again from their tokens, and each has to decode one token alone
 before it may join the others: the row at fault fails there by itself.
@@ -15,6 +18,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+import attrs
 import mlx.core as mx
 
 from mlx_serving.actors.clock import Clock, monotonic
@@ -23,11 +27,15 @@ from mlx_serving.actors.generation.answer import Answer, Timeline
 from mlx_serving.actors.generation.capacity import kv_budget
 from mlx_serving.actors.generation.engine import EngineLimits, StepReport
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import loading, prefill
+from mlx_serving.actors.generation.mlx_engine import loading
 from mlx_serving.actors.generation.mlx_engine.batch import Batch, Step
+from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
+from mlx_serving.actors.generation.mlx_engine.prompts import IDLE_TOKENS, Prompts
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
+from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
+from mlx_serving.actors.generation.pacing import PrefillPace
 from mlx_serving.actors.generation.request import answer_limit, info_of, prompt_of
 from mlx_serving.actors.generation.text import IncrementalDecoder
 from mlx_serving.actors.messages.admission import SequenceOutput
@@ -37,8 +45,9 @@ from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
 
-_IDLE_PREFILL_TOKENS = 2048
-"""The prefill budget while nothing decodes."""
+_LEAST_PREFILL_TOKENS = 16
+_OVERLAP_BYTES_CPU = 4 << 20
+_OVERLAP_BYTES = 256 << 20
 _STEPS_BETWEEN_CLEARINGS = 256
 _IDLE_CACHE_BYTES = 32 << 20
 _NOT_FINITE = "the model's output for this sequence was not finite"
@@ -60,24 +69,24 @@ class MlxEngine:
         self._clock = clock
         self._eos_ids = frozenset(record.eos_token_ids) | tokenizer.eos_token_ids
         self._slots = settings.max_rows
+        self._pace = PrefillPace(
+            settings.prefill_slowdown, _LEAST_PREFILL_TOKENS, settings.prefill_tokens, settings.inter_token_seconds
+        )
         self._steps = 0
         self._rows: dict[int, Row] = {}
-        self._waiting: deque[Row] = deque()
-        self._filling: list[Row] = []
-        self._ready: list[Row] = []
         self._returning: list[Row] = []
-        self._outputs: list[SequenceOutput] = []
+        self._outputs: dict[int, SequenceOutput] = {}
         self._joining: list[Row] = []
-        self._in_flight: Step | None = None
+        self._in_flight: deque[Step] = deque()
+        self._read_at: float | None = None
+        self._prefilled = 0
 
     def load(self) -> tuple[ModelInfo, EngineLimits]:
         loading.prepare_device(self._settings)
         self._model: Any = loading.load_weights(self._record)
         self._record = loading.widen(self._model, self._record)
         loading.speed_up(self._model, self._settings)
-        self._batch = Batch(self._model)
-        if not prompt_caches.are_mergeable(prompt_caches.new_caches(self._model)):
-            self._slots = 1
+        self._start_batching()
         self._warm_up()
         kv_bytes = kv_budget(self._settings, loading.weight_bytes(self._model), loading.memory_bytes())
         return info_of(self._record), EngineLimits(self._slots, kv_bytes)
@@ -95,24 +104,23 @@ class MlxEngine:
             Timeline(sequence.queued_at, started_at),
         )
         self._rows[sequence.sequence_id] = row
-        self._waiting.append(row)
+        self._prompts.waiting.append(row)
 
     def step(self) -> StepReport:
-        self._outputs = []
+        self._outputs = {}
         self._take_back()
         self._let_go()
-        prefilled = self._prefill()
-        previous, self._in_flight = self._in_flight, None
-        tokens = self._decode(previous)
+        self._prefilled = self._prefill()
+        stepped, tokens = len(self._in_flight[0].rows) if self._in_flight else 0, self._decode()
         self._steps += 1
         if self._steps % _STEPS_BETWEEN_CLEARINGS == 0:
             mx.clear_cache()
         self._rest()
         return StepReport(
-            tuple(self._outputs),
-            rows=len(previous.rows) if previous is not None else 0,
+            tuple(self._outputs.values()),
+            rows=stepped,
             tokens=tokens,
-            prefill_tokens=prefilled,
+            prefill_tokens=self._prefilled,
             active_bytes=mx.get_active_memory(),
             cache_bytes=mx.get_cache_memory(),
         )
@@ -143,119 +151,119 @@ class MlxEngine:
 
     def close(self) -> None:
         self._rows.clear()
-        self._drop_batch()
-        for rows in (self._waiting, self._filling, self._ready, self._returning):
-            rows.clear()
+        self._returning.clear()
+        if hasattr(self, "_batch"):
+            self._prompts.clear()
+            self._drop_batch()
+            del self._batch, self._prompts
         self._model = None
-        self._batch = Batch(lambda *_, **__: None)
         mx.clear_cache()
+
+    def _start_batching(self) -> None:
+        """Choose how rows are kept together; one at a time where that is not possible."""
+        cache, self._form = rows_cache_for(self._model, self._settings.kv_type)
+        self._batch = Batch(cache)
+        slabs = cache.can_roll_back
+        if not slabs and not prompt_caches.are_mergeable(prompt_caches.new_caches(self._model)):
+            self._slots = 1
+        self._prompts = Prompts(self._model, self._new_caches, slabs, self._fail, self._is_cleared)
+
+    def _new_caches(self) -> Caches:
+        return prompt_caches.new_caches(self._model, self._form)
 
     # --- rows come and go -----------------------------------------------------------------------------------
 
     def _take_back(self) -> None:
-        """Rows that were parked say the token they were stopped at, and are ready again."""
+        """Rows that were parked say the tokens they were stopped at, and are ready again."""
         returning, self._returning = self._returning, []
         for row in returning:
-            held, row.held = row.held, None
-            if row.is_gone:
-                continue
-            if held is not None:
-                self._deliver(row, held)
+            held, row.held = row.held, []
+            for reading in held:
+                if not row.is_gone:
+                    self._deliver(row, reading)
             if not row.is_gone:
-                self._ready.append(row)
+                self._prompts.ready.append(row)
 
     def _let_go(self) -> None:
         """Rows leave the batch that are gone or paused, or whose last token is already on its way."""
-        for index, row in enumerate(self._batch.rows):
-            if row.is_paused and not row.is_gone and not row.answer.is_last:
+        rows = self._batch.rows
+        for index, row in enumerate(rows):
+            if row.is_paused and not row.is_gone and not row.is_drawn_out:
                 row.caches = self._batch.take(index)
                 prompt_caches.start(prompt_caches.states(row.caches))
             row.is_parked = row.is_paused
-        staying = [
-            index
-            for index, row in enumerate(self._batch.rows)
-            if not (row.is_gone or row.is_paused or row.answer.is_last)
-        ]
-        if len(staying) < len(self._batch.rows):
+        staying = [index for index, row in enumerate(rows) if not (row.is_gone or row.is_paused or row.is_drawn_out)]
+        if len(staying) < len(rows):
             self._batch.keep(staying)
 
     def _forget(self, row: Row) -> None:
         row.is_gone = True
-        row.caches = row.held = None
+        row.caches, row.held = None, []
         self._rows.pop(row.sequence.sequence_id, None)
 
     # --- prefill --------------------------------------------------------------------------------------------
 
     def _prefill(self) -> int:
-        if not (self._waiting or self._filling or self._ready):
+        if not self._prompts:
             return 0
-        self._waiting = deque(row for row in self._waiting if not row.is_gone)
-        self._filling = [row for row in self._filling if not row.is_gone]
-        self._ready = [row for row in self._ready if not row.is_gone]
-        self._admit()
-        active = [row for row in self._filling if not row.is_paused]
-        budget = self._settings.prefill_tokens if self._batch.rows else _IDLE_PREFILL_TOKENS
-        counts = prefill.shares([row.unfilled for row in active], budget)
-        for row, count in zip(active, counts, strict=True):
-            self._fill(row, count)
-        return sum(counts)
-
-    def _admit(self) -> None:
-        """Begin as many prompts as may be prefilled side by side, in order."""
-        active = sum(not row.is_paused for row in self._filling)
-        room = self._slots - len(self._batch.rows) - len(self._ready) - active
-        for row in list(self._waiting):
-            if active >= self._settings.max_prefills or room <= 0:
-                return
-            if not row.is_paused:
-                self._waiting.remove(row)
-                self._filling.append(row)
-                active, room = active + 1, room - 1
-
-    def _fill(self, row: Row, count: int) -> None:
-        try:
-            if not self._batch.rows and row.caches is not None:
-                # Nothing else bounds how far the host runs ahead.
-                mx.eval(prompt_caches.states(row.caches))
-            prefill.fill(self._model, row, count)
-        except Exception as error:
-            self._fail(row, error)
-            return
-        if not row.unfilled:
-            self._filling.remove(row)
-            if not row.is_suspect or self._is_cleared(row):
-                self._ready.append(row)
+        decoding = len(self._batch.rows)
+        self._prompts.admit(self._settings.max_prefills if decoding else self._slots, self._slots - decoding)
+        return self._prompts.advance(self._pace.budget if decoding else IDLE_TOKENS, not decoding)
 
     # --- decode ---------------------------------------------------------------------------------------------
 
-    def _decode(self, previous: Step | None) -> int:
-        """Set the next step going, then read the one before it. Returns the number of tokens read."""
+    def _decode(self) -> int:
+        """Set the next step going and read an earlier one. Returns the number of tokens read."""
         try:
             self._join()
-            if self._batch.rows:
-                self._in_flight = self._batch.launch()
-            readings = previous.read() if previous is not None else []
+            if not self._batch.rows:
+                return self._read(len(self._in_flight))
+            step = self._batch.sample(self._batch.forward())
+            if not self._overlaps():
+                return self._read(len(self._in_flight), before=step)
+            step.start()
+            self._in_flight.append(step)
+            return self._read(len(self._in_flight) - self._settings.pipeline_depth)
         except Exception as error:
-            self._recover(previous, error)
+            self._recover(error)
             return 0
+
+    def _read(self, steps: int, before: Step | None = None) -> int:
+        """Wait for the oldest steps, set `before` going, and only then take the tokens in. Returns their number."""
+        readings = []
+        for _ in range(steps):
+            readings += self._in_flight[0].read()
+            self._in_flight.popleft()
+            self._keep_pace()
+        if before is not None:
+            before.start()
+            self._in_flight.append(before)
         for row, reading in readings:
             self._take(row, reading)
         return len(readings)
 
+    def _keep_pace(self) -> None:
+        now = self._clock()
+        if self._read_at is not None:
+            self._pace.observe(now - self._read_at, self._prefilled)
+        self._read_at = now if self._batch.rows else None
+
+    def _overlaps(self) -> bool:
+        """Whether a step may be set going while another is in flight."""
+        most = self._settings.pipeline_kv_bytes or (_OVERLAP_BYTES_CPU if loading.is_cpu() else _OVERLAP_BYTES)
+        return self._settings.pipeline_depth > 0 and self._batch.cache.nbytes <= most
+
     def _join(self) -> None:
-        room = self._slots - len(self._batch.rows)
-        joining = [row for row in self._ready if not row.is_paused][: max(0, room)]
-        if joining:
-            self._ready = [row for row in self._ready if row not in joining]
-            self._joining = joining
-            self._batch.join(joining)
+        self._joining = self._prompts.take_ready(self._slots - len(self._batch.rows))
+        if self._joining:
+            self._batch.join(self._joining)
             self._joining = []
 
     def _take(self, row: Row, reading: Reading) -> None:
         if row.is_gone:
             return
         if row.is_parked:
-            row.held = reading
+            row.held.append(reading)
         else:
             self._deliver(row, reading)
 
@@ -276,7 +284,19 @@ class MlxEngine:
             self._forget(row)
         sequence_id = row.sequence.sequence_id
         shown = logprobs if piece.token_ids else ()
-        self._outputs.append(SequenceOutput(sequence_id, piece.text, piece.token_ids, shown, end=end))
+        self._put(SequenceOutput(sequence_id, piece.text, piece.token_ids, shown, end=end))
+
+    def _put(self, output: SequenceOutput) -> None:
+        """A step gives a sequence at most one output, of however many tokens."""
+        before = self._outputs.get(output.sequence_id)
+        if before is not None:
+            output = attrs.evolve(
+                output,
+                text=before.text + output.text,
+                token_ids=before.token_ids + output.token_ids,
+                logprobs=before.logprobs + output.logprobs,
+            )
+        self._outputs[output.sequence_id] = output
 
     def _logprob(self, token_id: int, raw: RawLogprob) -> TokenLogprob:
         top = tuple((each, self._word(each), logprob) for each, logprob in raw.top)
@@ -291,16 +311,15 @@ class MlxEngine:
         if not isinstance(error, ServingError):
             error = GenerationFailed(f"{type(error).__name__}: {error}")
         self._forget(row)
-        if row in self._filling:
-            self._filling.remove(row)
-        self._outputs.append(SequenceOutput(row.sequence.sequence_id, "", (), error=describe(error)))
+        if row in self._prompts.filling:
+            self._prompts.filling.remove(row)
+        self._put(SequenceOutput(row.sequence.sequence_id, "", (), error=describe(error)))
 
-    def _recover(self, previous: Step | None, error: Exception) -> None:
+    def _recover(self, error: Exception) -> None:
         """A step of the batch failed: a lone row is at fault, of several each is put to the test."""
-        stepped = previous.rows if previous is not None else ()
-        rows = list(dict.fromkeys([*self._batch.rows, *self._joining, *stepped]))
+        stepped = [row for step in self._in_flight for row in step.rows]
+        rows = [row for row in dict.fromkeys([*self._batch.rows, *self._joining, *stepped]) if not row.is_gone]
         self._joining = []
-        rows = [row for row in rows if not row.is_gone]
         self._drop_batch()
         if len(rows) == 1:
             self._fail(rows[0], error)
@@ -308,7 +327,7 @@ class MlxEngine:
         for row in rows:
             row.restart()
             row.is_parked = False
-        self._waiting.extendleft(reversed(rows))
+        self._prompts.waiting.extendleft(reversed(rows))
 
     def _rest(self) -> None:
         """With no row left, nothing of the last ones stays in memory."""
@@ -318,15 +337,16 @@ class MlxEngine:
                 mx.clear_cache()
 
     def _drop_batch(self) -> None:
-        self._in_flight = None
-        self._batch.clear()
+        self._in_flight.clear()
+        self._read_at = None
+        self._batch = Batch(self._batch.cache.fresh())
 
     def _is_cleared(self, row: Row) -> bool:
         """Decode one token of a suspect alone; it fails here, or may join the others."""
-        alone = Batch(self._model)
+        alone = Batch(self._batch.cache.fresh())
         try:
             alone.join([row])
-            ((_, reading),) = alone.launch().read()
+            ((_, reading),) = alone.sample(alone.forward()).read()
         except Exception as error:
             self._fail(row, error)
             return False
@@ -339,7 +359,7 @@ class MlxEngine:
 
     def _warm_up(self) -> None:
         """Compile what the first request would wait for: one chunk of prefill and two decode steps."""
-        row_caches = prompt_caches.new_caches(self._model)
+        row_caches = self._new_caches()
         token = mx.zeros((1, 1), dtype=mx.uint32)
         try:
             self._model(mx.zeros((1, 8), dtype=mx.uint32), cache=row_caches)

@@ -1,4 +1,4 @@
-"""Taking prompts in, a chunk at a time."""
+"""Taking prompts in: a chunk at a time beside rows that decode, several in one pass where nothing else runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
+from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.row import Row
+
+_SHORT_TOKENS = 256
+"""Prompts up to this share a forward pass, padded to the longest."""
+_CACHE_STEP = 256
 
 
 def shares(unfilled: Sequence[int], budget: int) -> list[int]:
@@ -21,12 +28,53 @@ def shares(unfilled: Sequence[int], budget: int) -> list[int]:
     return given
 
 
-def fill(model: Callable[..., Any], row: Row, count: int) -> None:
+def can_share(row: Row) -> bool:
+    """Whether its whole prompt may go through in one padded pass with others."""
+    return row.caches is None and 0 < row.unfilled <= _SHORT_TOKENS
+
+
+def fill(model: Callable[..., Any], row: Row, count: int, new_caches: Callable[[], Caches]) -> None:
     """Set the next `count` ids of a row going through the model, on caches of its own."""
     if row.caches is None:
-        row.caches = prompt_caches.new_caches(model)
+        row.caches = new_caches()
     if count:
+        _sized(row.caches, row.unfilled)
         chunk = mx.array(row.ids[row.filled : row.filled + count], dtype=mx.uint32)
         model(chunk[None], cache=row.caches)
         prompt_caches.start(prompt_caches.states(row.caches))
         row.filled += count
+
+
+def fill_together(model: Callable[..., Any], rows: Sequence[Row], new_caches: Callable[[], Caches]) -> None:
+    """Set the whole prompts of several rows going in one pass.
+
+    For caches of plain keys and values alone: what is padded on the right is causally behind every real token.
+    """
+    lengths = [row.unfilled for row in rows]
+    width = max(lengths)
+    padded = [row.ids[: row.unfilled] + [0] * (width - row.unfilled) for row in rows]
+    together = _sized(new_caches(), width)
+    model(mx.array(padded, dtype=mx.uint32), cache=together)
+    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        row.caches = [_part(cache, fresh, index, length) for cache, fresh in zip(together, new_caches(), strict=True)]
+        row.filled = length
+    prompt_caches.start([prompt_caches.states(row.caches) for row in rows if row.caches is not None])
+
+
+def _part(cache: Any, fresh: Any, index: int, length: int) -> Any:
+    """One row of a cache that several were filled in."""
+
+    def own(part: mx.array) -> mx.array:
+        return mx.contiguous(part[index : index + 1, :, :length])
+
+    fresh.keys, fresh.values = tree_map(own, cache.keys), tree_map(own, cache.values)
+    fresh.offset = length
+    return fresh
+
+
+def _sized(caches: Caches, tokens: int) -> Caches:
+    """Let caches take so many more tokens without being copied for growth on the way."""
+    for cache in caches:
+        if isinstance(cache, KVCache | QuantizedKVCache):
+            cache.step = max(_CACHE_STEP, -(-tokens // _CACHE_STEP) * _CACHE_STEP)
+    return caches

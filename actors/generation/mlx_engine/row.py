@@ -41,13 +41,18 @@ class Row:
     """Ended, failed or cancelled: it gets no further output."""
     is_suspect: bool = False
     """It was in a batch that failed, and must decode one token alone before it may join another."""
-    held: Reading | None = None
-    """The token that was being computed when the row was parked."""
+    held: list[Reading] = attrs.field(factory=list)
+    """Tokens that were being computed when the row was parked."""
 
     @property
     def unfilled(self) -> int:
         """Tokens to prefill; the last one is left to the decode step, which draws from its logits."""
         return len(self.ids) - 1 - self.filled
+
+    @property
+    def is_drawn_out(self) -> bool:
+        """Its last token is drawn or being drawn: no step is needed after it."""
+        return self.sampling.position >= self.answer.limit
 
     def restart(self) -> None:
         """Compute everything again from the ids: what the caches held is lost."""

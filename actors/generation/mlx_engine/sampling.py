@@ -1,9 +1,9 @@
-"""Drawing the next token of every row at once.
+"""Drawing the next token of every row in one call, whatever each row's parameters are.
 
-A row's draw depends on its own logits, parameters and position alone, never on its neighbours: rows are
-grouped by what they need, each group is computed in one go, and each operation works row by row. The
-uniform number behind a draw is a hash of (seed, choice, position), made on the host; the token is where the
-cumulative distribution passes it. Nothing here waits for the device.
+The parameters are arrays with one entry a row. A row's draw depends on its own logits, parameters and position
+alone, never on its neighbours. The uniform number behind a draw is a hash of (seed, choice, position), made on the
+host; the token is where the cumulative distribution, in the order of token ids, passes it. Nothing here waits for
+the device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from mlx_serving.actors.generation.mlx_engine.penalties import Adjustments, Hist
 from mlx_serving.actors.messages.values import Sampling
 
 _NARROW = 1024
-"""Candidates kept by a partition when top-k allows no more: cheap to sort."""
+"""Candidates that a partition keeps where top-k allows no more: cheaper than sorting the vocabulary."""
+_UNLIMITED = 2**31 - 1
 _MASK = (1 << 64) - 1
 
 
@@ -49,9 +50,10 @@ class RowSampling:
         seed = _step(parameters.seed or 0, choice) if seeded else secrets.randbits(64)
         return cls(parameters, seed & _MASK, History(prompt_ids))
 
-    def uniform(self) -> float:
-        """For the current position, in [0, 1); 23 bits, so that a float32 product stays below the whole."""
-        return float(_step(self.key, self.position) >> 41) * 2.0**-23
+    def uniform(self, ahead: int = 0) -> float:
+        """For the position `ahead` of the current one, in [0, 1); 23 bits, so that a float32 product stays below
+        the whole."""
+        return float(_step(self.key, self.position + ahead) >> 41) * 2.0**-23
 
     def rewind(self, answer_ids: list[int]) -> None:
         """Return to just after these tokens of the answer."""
@@ -59,26 +61,77 @@ class RowSampling:
         self.history.restart(answer_ids)
 
 
+@attrs.frozen(eq=False)
+class _Order:
+    """The rows that need their candidates in order. `rows` None: all of them."""
+
+    rows: mx.array | None
+    top_k: mx.array
+    top_p: mx.array
+    is_narrow: bool
+
+    def threshold(self, weights: mx.array) -> mx.array:
+        """The least weight that top-k and then top-p keep, [rows, 1], 0 for rows without either."""
+        chosen = weights if self.rows is None else weights[self.rows]
+        values = chosen
+        if self.is_narrow and chosen.shape[-1] > _NARROW:
+            values = mx.topk(chosen, _NARROW, axis=-1)
+        values = -mx.sort(-values, axis=-1)
+        values = mx.where(mx.arange(values.shape[-1]) < self.top_k, values, 0.0)
+        mass = mx.cumsum(values, axis=-1)
+        is_kept = mx.logical_and(mass - values < self.top_p * mass[:, -1:], values > 0)
+        least = mx.min(mx.where(is_kept, values, mx.inf), axis=-1, keepdims=True)
+        if self.rows is None:
+            return least
+        floor = mx.zeros((weights.shape[0], 1))
+        floor[self.rows] = least
+        return floor
+
+
+class Draw:
+    """The draw of a fixed list of rows, as a function of logits and uniform numbers."""
+
+    def __init__(self, parameters: Sequence[Sampling]) -> None:
+        is_random = [each.temperature > 0 for each in parameters]
+        self.is_greedy = not any(is_random)
+        self._greedy = None if all(is_random) else mx.array([not each for each in is_random])
+        self._inverse_temperature = _column([1.0 / (each.temperature or 1.0) for each in parameters])
+        self._min_p = _column([each.min_p for each in parameters]) if any(p.min_p for p in parameters) else None
+        self._order = _order(parameters)
+
+    def __call__(self, logits: mx.array, uniform: Sequence[float]) -> mx.array:
+        """Token ids [rows] from logits [rows, vocabulary]; `uniform` is not looked at if every row is greedy."""
+        if self.is_greedy:
+            return mx.argmax(logits, axis=-1)
+        scaled = logits.astype(mx.float32) * self._inverse_temperature
+        weights = mx.exp(scaled - mx.max(scaled, axis=-1, keepdims=True))
+        tokens = _pick(self._filtered(weights), _column(uniform))
+        return tokens if self._greedy is None else mx.where(self._greedy, mx.argmax(logits, axis=-1), tokens)
+
+    def _filtered(self, weights: mx.array) -> mx.array:
+        """Weights of what top-k, top-p and min-p drop become 0; the most probable token has weight 1."""
+        if self._order is not None:
+            weights = mx.where(weights >= self._order.threshold(weights), weights, 0.0)
+        return weights if self._min_p is None else mx.where(weights >= self._min_p, weights, 0.0)
+
+
 class Sampler:
     """Draws for a fixed list of rows; a batch that changes makes a new one after `release`."""
 
     def __init__(self, rows: Sequence[RowSampling]) -> None:
         self._rows = rows
+        self._draw = Draw([row.parameters for row in rows])
         self._adjustments = Adjustments.of([(row.parameters, row.history) for row in rows])
-        self._groups = _groups([row.parameters for row in rows])
-        order = [index for group in self._groups for index in group.indices]
-        self._inverse = None
-        if order != sorted(order):
-            self._inverse = mx.array(sorted(range(len(order)), key=order.__getitem__))
+        self._masks = _MaskBits()
 
-    def __call__(self, logits: mx.array) -> mx.array:
-        """Token ids [rows] from logits [rows, vocabulary]."""
+    def __call__(self, logits: mx.array, masks: mx.array | None = None) -> mx.array:
+        """Token ids [rows] from logits [rows, vocabulary]. `masks`, if any, are [rows, vocabulary / 32] of uint32
+        with a bit for each token that may be drawn."""
         if self._adjustments is not None:
             logits = self._adjustments.apply(logits)
-        drawn = [group.draw(logits, [self._rows[index] for index in group.indices]) for group in self._groups]
-        tokens = drawn[0] if len(drawn) == 1 else mx.concatenate(drawn)
-        if self._inverse is not None:
-            tokens = tokens[self._inverse]
+        if masks is not None:
+            logits = self._masks.apply(logits, masks)
+        tokens = self._draw(logits, () if self._draw.is_greedy else [row.uniform() for row in self._rows])
         if self._adjustments is not None:
             self._adjustments.record(tokens)
         for row in self._rows:
@@ -91,96 +144,43 @@ class Sampler:
             self._adjustments.release()
 
 
-class _Group:
-    """Rows that are drawn alike; `indices` are their places in the batch. This one is greedy."""
+class _MaskBits:
+    """Where each token's bit is; made once, for every step of a batch."""
 
-    def __init__(self, indices: list[int], is_whole: bool) -> None:
-        self.indices = indices
-        self._selection = None if is_whole else mx.array(indices)
+    def __init__(self) -> None:
+        self._words: mx.array | None = None
+        self._shifts: mx.array | None = None
 
-    def draw(self, logits: mx.array, rows: Sequence[RowSampling]) -> mx.array:
-        return mx.argmax(self._select(logits), axis=-1)
-
-    def _select(self, logits: mx.array) -> mx.array:
-        return logits if self._selection is None else logits[self._selection]
-
-
-class _RandomGroup(_Group):
-    """Rows without top-k and top-p: no order of the candidates is needed."""
-
-    def __init__(self, indices: list[int], is_whole: bool, parameters: Sequence[Sampling]) -> None:
-        super().__init__(indices, is_whole)
-        self._inverse_temperature = _column([1.0 / each.temperature for each in parameters])
-        self._min_p = _column([each.min_p for each in parameters]) if any(p.min_p for p in parameters) else None
-
-    def draw(self, logits: mx.array, rows: Sequence[RowSampling]) -> mx.array:
-        scaled = self._select(logits).astype(mx.float32) * self._inverse_temperature
-        return self._draw(scaled, _column([row.uniform() for row in rows]))
-
-    def _draw(self, scaled: mx.array, uniform: mx.array) -> mx.array:
-        weights = mx.exp(scaled - mx.max(scaled, axis=-1, keepdims=True))
-        return _pick(self._without_improbable(weights), uniform)
-
-    def _without_improbable(self, weights: mx.array) -> mx.array:
-        """Min-p; the most probable token has weight 1."""
-        return weights if self._min_p is None else mx.where(weights >= self._min_p, weights, 0.0)
+    def apply(self, logits: mx.array, masks: mx.array) -> mx.array:
+        if self._words is None or self._shifts is None:
+            ids = mx.arange(logits.shape[-1], dtype=mx.uint32)
+            self._words, self._shifts = ids >> 5, ids & 31
+        bits = (masks[:, self._words] >> self._shifts) & 1
+        return mx.where(bits == 1, logits, mx.array(-mx.inf, dtype=logits.dtype))
 
 
-class _OrderedGroup(_RandomGroup):
-    """Rows with top-k or top-p. `is_narrow`: few enough candidates for a partition to find all."""
-
-    def __init__(self, indices: list[int], is_whole: bool, parameters: Sequence[Sampling], is_narrow: bool) -> None:
-        super().__init__(indices, is_whole, parameters)
-        self._is_narrow = is_narrow
-        self._top_k = mx.array([[each.top_k or 2**31 - 1] for each in parameters])
-        self._top_p = _column([each.top_p for each in parameters])
-
-    def _draw(self, scaled: mx.array, uniform: mx.array) -> mx.array:
-        candidates, values = self._ordered(scaled)
-        weights = mx.exp(values - values[:, :1])
-        weights = mx.where(mx.arange(weights.shape[-1]) < self._top_k, weights, 0.0)
-        mass = mx.cumsum(weights, axis=-1)
-        weights = mx.where(mass - weights < self._top_p * mass[:, -1:], weights, 0.0)
-        ranks = _pick(self._without_improbable(weights), uniform)
-        return mx.take_along_axis(candidates, ranks[:, None], axis=-1)[:, 0]
-
-    def _ordered(self, scaled: mx.array) -> tuple[mx.array, mx.array]:
-        """Candidates and their values, most probable first."""
-        if not self._is_narrow or scaled.shape[-1] <= _NARROW:
-            candidates = mx.argsort(-scaled, axis=-1)
-            return candidates, mx.take_along_axis(scaled, candidates, axis=-1)
-        candidates = mx.argpartition(-scaled, _NARROW - 1, axis=-1)[:, :_NARROW]
-        values = mx.take_along_axis(scaled, candidates, axis=-1)
-        order = mx.argsort(-values, axis=-1)
-        return mx.take_along_axis(candidates, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
+def apply_masks(logits: mx.array, masks: mx.array) -> mx.array:
+    """Logits [rows, vocabulary], -inf where the bit of packed masks [rows, ceil(vocabulary / 32)] is 0."""
+    return _MaskBits().apply(logits, masks)
 
 
-def _groups(parameters: Sequence[Sampling]) -> list[_Group]:
-    kinds = [_kind(each) for each in parameters]
-    groups: list[_Group] = []
-    for kind in sorted(set(kinds)):
-        indices = [index for index, each in enumerate(kinds) if each == kind]
-        members = [parameters[index] for index in indices]
-        is_whole = len(indices) == len(kinds)
-        if kind == "greedy":
-            groups.append(_Group(indices, is_whole))
-        elif kind == "plain":
-            groups.append(_RandomGroup(indices, is_whole, members))
-        else:
-            groups.append(_OrderedGroup(indices, is_whole, members, is_narrow=kind == "narrow"))
-    return groups
+def _order(parameters: Sequence[Sampling]) -> _Order | None:
+    ordered = [
+        index for index, each in enumerate(parameters) if each.temperature > 0 and (each.top_k > 0 or each.top_p < 1)
+    ]
+    if not ordered:
+        return None
+    members = [parameters[index] for index in ordered]
+    return _Order(
+        rows=None if len(ordered) == len(parameters) else mx.array(ordered),
+        top_k=mx.array([[each.top_k or _UNLIMITED] for each in members]),
+        top_p=_column([each.top_p for each in members]),
+        is_narrow=all(0 < each.top_k <= _NARROW for each in members),
+    )
 
 
-def _kind(parameters: Sampling) -> str:
-    if parameters.temperature == 0:
-        return "greedy"
-    if 0 < parameters.top_k <= _NARROW:
-        return "narrow"
-    return "wide" if parameters.top_k > 0 or parameters.top_p < 1 else "plain"
-
-
-def _column(values: list[float]) -> mx.array:
-    return mx.array(values, dtype=mx.float32)[:, None]
+def _column(values: Sequence[float]) -> mx.array:
+    return mx.array(list(values), dtype=mx.float32)[:, None]
 
 
 def _pick(weights: mx.array, uniform: mx.array) -> mx.array:

@@ -1,0 +1,45 @@
+"""How keys and values are kept in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
+
+Slab = Any
+"""An array, or the three of a quantised one: values, scales, biases."""
+
+
+_BITS = {"8bit": 8, "4bit": 4}
+
+
+@attrs.frozen
+class KvFormat:
+    """How keys and values are kept: as they are, or quantised to `bits` in groups of `group_size`."""
+
+    bits: int | None = None
+    group_size: int = 64
+
+    @classmethod
+    def of(cls, kind: str, head_sizes: set[int]) -> KvFormat:
+        """Of the setting `generation.kv_type`. Groups are as large as the head sizes allow."""
+        if kind == "model":
+            return cls()
+        return cls(_BITS[kind], 64 if all(size % 64 == 0 for size in head_sizes) else 32)
+
+    def encoded(self, array: mx.array) -> Slab:
+        if self.bits is None:
+            return array
+        return mx.quantize(array, group_size=self.group_size, bits=self.bits)
+
+    def new_cache(self) -> Any:
+        """mlx-lm's cache of one row and layer in this format."""
+        if self.bits is None:
+            return KVCache()  # type: ignore[no-untyped-call]
+        return QuantizedKVCache(self.group_size, self.bits)
+
+    def converted(self, cache: KVCache) -> Any:
+        """A filled plain cache in this format."""
+        return cache if self.bits is None else cache.to_quantized(self.group_size, self.bits)

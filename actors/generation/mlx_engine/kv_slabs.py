@@ -1,0 +1,184 @@
+"""Keys and values of rows of similar length: for each layer one slab [slots, heads, capacity, head size].
+
+Row i of a group is in slot i, its tokens in columns 0 to its length, so every row is written at its own end and
+rolled back by a smaller length. What stands behind a row's end is stale and masked. Slots double when they run out
+and are reused after; a row that leaves is replaced by the last one, which is the only one copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import mlx.core as mx
+from mlx.utils import tree_map
+from mlx_lm.models.base import quantized_scaled_dot_product_attention
+
+from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat, Slab
+
+
+@attrs.frozen(eq=False)
+class Places:
+    """Where the tokens of one forward pass go in a group: `tokens` a row, after `lengths`."""
+
+    lengths: tuple[int, ...]
+    tokens: int
+    columns: mx.array | None
+    """[rows * tokens]; None if all lengths are equal."""
+    mask: mx.array | str | None
+
+    @classmethod
+    def after(cls, lengths: Sequence[int], tokens: int) -> Places:
+        if len(set(lengths)) == 1:
+            return cls(tuple(lengths), tokens, None, None if tokens == 1 else "causal")
+        ends = mx.array(list(lengths), dtype=mx.int32)[:, None] + mx.arange(tokens, dtype=mx.int32)
+        span = mx.arange(max(lengths) + tokens, dtype=mx.int32)
+        return cls(tuple(lengths), tokens, ends.reshape(-1), (span <= ends[..., None])[:, None])
+
+    @property
+    def span(self) -> int:
+        """Columns that some row reads."""
+        return max(self.lengths) + self.tokens
+
+
+class LayerSlab:
+    """One layer's keys and values of one group."""
+
+    def __init__(self, like: Any, slots: int, capacity: int) -> None:
+        """`like`: keys and values of one row, for shapes and types."""
+        self.keys, self.values = (
+            tree_map(lambda part: mx.zeros((slots, part.shape[1], capacity, part.shape[3]), part.dtype), side)
+            for side in (like.keys, like.values)
+        )
+
+    def put(self, slot: int, cache: Any, length: int) -> None:
+        """Copy the first `length` tokens of a row's cache into a slot."""
+        if length:
+            for slab, side in self._sides(cache.keys, cache.values):
+                slab[slot : slot + 1, :, :length] = side[:, :, :length]
+
+    def put_back(self, slot: int, keys: Slab, values: Slab, length: int) -> None:
+        for slab, side in self._sides(keys, values):
+            slab[slot : slot + 1, :, :length] = side
+
+    def row(self, slot: int, length: int) -> tuple[Slab, Slab]:
+        """A copy of a row's keys and values, [1, heads, length, head size]."""
+
+        def copied(part: mx.array) -> mx.array:
+            return mx.contiguous(part[slot : slot + 1, :, :length])
+
+        return tree_map(copied, self.keys), tree_map(copied, self.values)
+
+    def grow(self, slots: int) -> None:
+        def grown(part: mx.array) -> mx.array:
+            return mx.concatenate([part, mx.zeros((slots - part.shape[0], *part.shape[1:]), part.dtype)])
+
+        self.keys, self.values = tree_map(grown, self.keys), tree_map(grown, self.values)
+
+    def append(self, keys: Slab, values: Slab, places: Places) -> None:
+        """Write the new tokens, [rows, heads, tokens, head size], behind each row's end."""
+        for slab, new in self._sides(keys, values):
+            rows, heads, tokens, _ = new.shape
+            if places.columns is None:
+                start = places.lengths[0]
+                slab[:rows, :, start : start + tokens] = new
+            else:
+                row_of = mx.repeat(mx.arange(rows), tokens)
+                slab[row_of, :, places.columns] = new.swapaxes(1, 2).reshape(rows * tokens, heads, -1)
+
+    def read(self, rows: int, span: int) -> tuple[Slab, Slab]:
+        def part(slab: mx.array) -> mx.array:
+            return slab[:rows, :, :span]
+
+        return tree_map(part, self.keys), tree_map(part, self.values)
+
+    def _sides(self, keys: Slab, values: Slab) -> list[tuple[mx.array, mx.array]]:
+        """Each array of this slab with its counterpart."""
+        if isinstance(self.keys, mx.array):
+            return [(self.keys, keys), (self.values, values)]
+        return [*zip(self.keys, keys, strict=True), *zip(self.values, values, strict=True)]
+
+
+class SlabGroup:
+    """Rows of similar length; `lengths[i]` is that of the row in slot i."""
+
+    def __init__(self, capacity: int, form: KvFormat, templates: Caches) -> None:
+        """`templates`: any row's keys and values, a layer each, for their shapes."""
+        self.capacity = capacity
+        self._templates = templates
+        self.lengths: list[int] = []
+        self.layers: list[LayerSlab] = []
+        self._slots = 0
+        self._form = form
+
+    @property
+    def nbytes(self) -> int:
+        parts: list[mx.array] = []
+        for layer in self.layers:
+            tree_map(parts.append, (layer.keys, layer.values))
+        return sum(part.nbytes for part in parts)
+
+    @property
+    def arrays(self) -> list[Slab]:
+        return [side for layer in self.layers for side in (layer.keys, layer.values)]
+
+    def add(self, caches: Caches, length: int) -> None:
+        """Copy one row in, behind the others."""
+        if not self.layers:
+            self._slots = 1
+            self.layers = [LayerSlab(like, 1, self.capacity) for like in self._templates]
+        if len(self.lengths) == self._slots:
+            self._slots *= 2
+            for layer in self.layers:
+                layer.grow(self._slots)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            layer.put(len(self.lengths), cache, length)
+        self.lengths.append(length)
+
+    def remove(self, slot: int) -> None:
+        """The last row takes the place of the one that goes."""
+        last = len(self.lengths) - 1
+        length = self.lengths.pop()
+        if slot == last:
+            return
+        copies = [layer.row(last, length) for layer in self.layers]
+        # A slab that a view still waits to be read from would be copied whole when it is written.
+        mx.eval(copies)
+        for layer, (keys, values) in zip(self.layers, copies, strict=True):
+            layer.put_back(slot, keys, values, length)
+        self.lengths[slot] = length
+
+    def take(self, slot: int) -> Caches:
+        """A copy of one row as plain caches."""
+        caches = []
+        for layer in self.layers:
+            cache = self._form.new_cache()
+            cache.keys, cache.values = layer.row(slot, self.lengths[slot])
+            cache.offset = self.lengths[slot]
+            caches.append(cache)
+        return caches
+
+    def attend(
+        self,
+        layer: int,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        places: Places,
+        scale: float,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        """Append the new keys and values of this group's rows and attend to everything up to them."""
+        slab = self.layers[layer]
+        slab.append(self._form.encoded(keys), self._form.encoded(values), places)
+        all_keys, all_values = slab.read(len(self.lengths), places.span)
+        mask: Any = places.mask
+        if self._form.bits is None:
+            return mx.fast.scaled_dot_product_attention(
+                queries, all_keys, all_values, scale=scale, mask=mask, sinks=sinks
+            )
+        return quantized_scaled_dot_product_attention(
+            queries, all_keys, all_values, scale, mask, self._form.group_size, self._form.bits
+        )

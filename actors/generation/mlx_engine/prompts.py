@@ -1,0 +1,116 @@
+"""Rows on their way into the batch: waiting, being prefilled, ready to join."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
+from mlx_serving.actors.generation.mlx_engine import prefill
+from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.row import Row
+
+IDLE_TOKENS = 2048
+"""The budget while nothing decodes."""
+
+
+class Prompts:
+    """`waiting` in order of arrival, `filling` in part, `ready` up to their last id."""
+
+    def __init__(
+        self,
+        model: Any,
+        new_caches: Callable[[], Caches],
+        shares_passes: bool,
+        fail: Callable[[Row, Exception], None],
+        is_cleared: Callable[[Row], bool],
+    ) -> None:
+        """`shares_passes`: several prompts may be padded into one pass. `is_cleared` puts a suspect row to the test."""
+        self._model = model
+        self._new_caches = new_caches
+        self._shares_passes = shares_passes
+        self._fail = fail
+        self._is_cleared = is_cleared
+        self.waiting: deque[Row] = deque()
+        self.filling: list[Row] = []
+        self.ready: list[Row] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting or self.filling or self.ready)
+
+    def clear(self) -> None:
+        self.waiting.clear()
+        self.filling.clear()
+        self.ready.clear()
+
+    def admit(self, most: int, room: int) -> None:
+        """Begin as many prompts as may be prefilled side by side, in order. `room`: places left in the batch."""
+        self._forget_gone()
+        active = sum(not row.is_paused for row in self.filling)
+        room -= len(self.ready) + active
+        for row in list(self.waiting):
+            if active >= most or room <= 0:
+                return
+            if not row.is_paused:
+                self.waiting.remove(row)
+                self.filling.append(row)
+                active, room = active + 1, room - 1
+
+    def advance(self, budget: int, is_alone: bool) -> int:
+        """Set a chunk of prefill going; `is_alone`: nothing decodes. Returns its tokens."""
+        active = [row for row in self.filling if not row.is_paused]
+        if is_alone:
+            # Nothing else bounds how far the host runs ahead.
+            mx.eval([prompt_caches.states(row.caches) for row in active if row.caches is not None])
+            together = [row for row in active if prefill.can_share(row)] if self._shares_passes else []
+            if len(together) > 1:
+                return self._fill_together(together, budget)
+        counts = prefill.shares([row.unfilled for row in active], budget)
+        for row, count in zip(active, counts, strict=True):
+            self._fill(row, count)
+        return sum(counts)
+
+    def take_ready(self, room: int) -> list[Row]:
+        """Rows that join the batch now."""
+        joining = [row for row in self.ready if not row.is_paused][: max(0, room)]
+        if joining:
+            self.ready = [row for row in self.ready if row not in joining]
+        return joining
+
+    def _fill(self, row: Row, count: int) -> None:
+        try:
+            prefill.fill(self._model, row, count, self._new_caches)
+        except Exception as error:
+            self._fail(row, error)
+            return
+        if not row.unfilled:
+            self._done(row)
+
+    def _fill_together(self, rows: Sequence[Row], budget: int) -> int:
+        width = max(row.unfilled for row in rows)
+        rows = rows[: max(1, budget // width)]
+        count = sum(row.unfilled for row in rows)
+        try:
+            prefill.fill_together(self._model, rows, self._new_caches)
+        except Exception:
+            # Alone, the row at fault fails by itself.
+            for row in rows:
+                row.caches, row.filled = None, 0
+                self._fill(row, row.unfilled)
+            return count
+        for row in rows:
+            self._done(row)
+        return count
+
+    def _done(self, row: Row) -> None:
+        self.filling.remove(row)
+        if not row.is_suspect or self._is_cleared(row):
+            self.ready.append(row)
+
+    def _forget_gone(self) -> None:
+        self.waiting = deque(row for row in self.waiting if not row.is_gone)
+        self.filling = [row for row in self.filling if not row.is_gone]
+        self.ready = [row for row in self.ready if not row.is_gone]

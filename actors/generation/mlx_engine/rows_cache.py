@@ -1,0 +1,106 @@
+"""What the caches of a batch's rows can do, whatever they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
+from mlx_serving.actors.generation.mlx_engine.caches import Caches
+
+Order = list[int]
+"""Where each row was before: row i of now was row `order[i]`; rows that were added count on from the old ones."""
+
+
+class RowsCache(Protocol):
+    """The caches of rows that decode together. Every change may reorder the rows, and says how."""
+
+    can_roll_back: bool
+    """Whether a pass may take several tokens a row and some of them be dropped again."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the caches of all rows."""
+        ...
+
+    def fresh(self) -> RowsCache:
+        """Another one, without rows."""
+        ...
+
+    def join(self, added: Sequence[Caches]) -> Order:
+        """Take rows in, each with the plain caches of its own, which it must not use any more."""
+        ...
+
+    def keep(self, indices: Sequence[int]) -> Order:
+        """Let all other rows go."""
+        ...
+
+    def take(self, index: int) -> Caches:
+        """Plain caches with a copy of one row."""
+        ...
+
+    def reserve(self, tokens: int) -> Order | None:
+        """Make room for so many more tokens in every row. None: the order is as before."""
+        ...
+
+    def forward(self, tokens: mx.array) -> mx.array:
+        """Logits [rows, tokens, vocabulary] of tokens [rows, tokens], which all rows keep. `reserve` goes before."""
+        ...
+
+    def drop(self, counts: Sequence[int]) -> None:
+        """Roll each row back by so many tokens."""
+        ...
+
+
+class MergedRows:
+    """mlx-lm's batched caches, for models of which some layer keeps more or less than all keys and values."""
+
+    can_roll_back = False
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._caches: Caches = []
+        self._count = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(cache.nbytes for cache in self._caches)
+
+    def fresh(self) -> MergedRows:
+        return MergedRows(self._model)
+
+    def join(self, added: Sequence[Caches]) -> Order:
+        if not self._count and len(added) == 1:
+            self._caches = added[0]
+        elif self._count > 1:
+            prompt_caches.extend(self._caches, prompt_caches.merge(added))
+        else:
+            self._caches = prompt_caches.merge([self._caches, *added] if self._count else added)
+        self._count += len(added)
+        return list(range(self._count))
+
+    def keep(self, indices: Sequence[int]) -> Order:
+        if not indices:
+            self._caches = []
+        elif self._count > 1:
+            if len(indices) == 1:
+                self._caches = prompt_caches.take(self._caches, indices[0])
+            else:
+                prompt_caches.keep(self._caches, list(indices))
+        self._count = len(indices)
+        return list(indices)
+
+    def take(self, index: int) -> Caches:
+        return self._caches if self._count == 1 else prompt_caches.take(self._caches, index)
+
+    def reserve(self, tokens: int) -> Order | None:
+        return None
+
+    def forward(self, tokens: mx.array) -> mx.array:
+        logits: mx.array = self._model(tokens, cache=self._caches)
+        return logits
+
+    def drop(self, counts: Sequence[int]) -> None:
+        raise NotImplementedError("these caches cannot be rolled back")
