@@ -32,15 +32,12 @@ class PrefixIndex(Generic[P]):
         self._nodes: Recency[Node[P]] = Recency()
         self.bytes = 0
         self.tokens = 0
+        self.entries = 0
+        """Prefixes that are no other's beginning."""
         self.digests: set[int] = set()
         """Of every prefix held that is a multiple of BLOCK_TOKENS long."""
         self.version = 0
         """Changes whenever `digests` does."""
-
-    @property
-    def entries(self) -> int:
-        """Prefixes that are no other's beginning."""
-        return sum(not node.children for node in self._nodes)
 
     def match(self, namespace: bytes, ids: Ids) -> Path[P]:
         """The longest prefix of `ids` held, to the token."""
@@ -122,7 +119,7 @@ class PrefixIndex(Generic[P]):
         self._nodes.clear()
         self.digests.clear()
         self.version += 1
-        self.bytes = self.tokens = 0
+        self.bytes = self.tokens = self.entries = 0
 
     def _evictable(self) -> Node[P] | None:
         return self._nodes.oldest(lambda node: not (node.children or node.block.pins))
@@ -136,6 +133,7 @@ class PrefixIndex(Generic[P]):
         stop = blocks[-1].stop
         digests = block_digests(path.namespace, ids[:stop])
         siblings = path.nodes[-1].children if path.nodes else self._roots.setdefault(path.namespace, {})
+        self.entries += bool(siblings) or not path.nodes
         start, added = path.tokens, []
         for block in blocks:
             named = digests[start // BLOCK_TOKENS : block.stop // BLOCK_TOKENS]
@@ -152,6 +150,7 @@ class PrefixIndex(Generic[P]):
     def _remove(self, node: Node[P]) -> None:
         self._nodes.forget(node)
         del node.siblings[node.tokens[0]]
+        self.entries -= bool(node.siblings) or not node.start
         if not (node.start or node.siblings):
             self._roots = {namespace: children for namespace, children in self._roots.items() if children}
         self.tokens -= len(node.tokens)

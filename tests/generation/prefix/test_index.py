@@ -108,6 +108,7 @@ def test_the_index_holds_what_was_stored_to_the_token_and_evicts_the_least_recen
             assert held.index.bytes <= argument  # type: ignore[operator]
         blocks = held.blocks()
         assert held.index.tokens == len(held.used)
+        assert held.index.entries == sum(not node.children for node in held.index._nodes)
         assert held.index.bytes == sum(each.payload.nbytes for each in blocks)
         assert all(each.holders == count for each, count in blocks.items())
 
