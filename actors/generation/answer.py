@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import attrs
 
+from mlx_serving.actors.generation.channels import Channels
 from mlx_serving.actors.generation.text import TextDecoder
-from mlx_serving.actors.messages.values import FinishReason, SequenceEnd, Stopping
-from mlx_serving.native import StopMatcher
+from mlx_serving.actors.messages.admission import SequenceOutput
+from mlx_serving.actors.messages.values import (
+    AnswerFormat,
+    FinishReason,
+    SequenceEnd,
+    Stopping,
+    TokenLogprob,
+    ToolCallPart,
+)
 
 
 @attrs.frozen
@@ -17,6 +25,8 @@ class Piece:
     token_ids: tuple[int, ...]
     reason: FinishReason | None = None
     matched: str | int | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallPart, ...] = ()
 
 
 class Answer:
@@ -26,39 +36,53 @@ class Answer:
     The token that completes a stop string shows its id; the text is cut before the stop string.
     """
 
-    def __init__(self, stopping: Stopping, limit: int, eos_ids: frozenset[int], decoder: TextDecoder) -> None:
-        """`limit`: the most tokens, from `max_tokens` and the context together."""
+    def __init__(
+        self,
+        stopping: Stopping,
+        limit: int,
+        eos_ids: frozenset[int],
+        decoder: TextDecoder,
+        form: AnswerFormat | None = None,
+    ) -> None:
+        """`limit`: the most tokens, from `max_tokens` and the context together. `form`: what the text is made of."""
         self.tokens = 0
+        self.reasoning_tokens = 0
+        """Those of the reasoning with its markers."""
         self.limit = limit
         self._eos_ids = frozenset() if stopping.ignore_eos else eos_ids
         self._stop_ids = frozenset(stopping.stop_token_ids)
         self._ending_ids = self._eos_ids | self._stop_ids
         self._decoder = decoder
-        self._matcher = StopMatcher(stopping.stop) if stopping.stop else None
+        self._channels = Channels(stopping.stop, form) if stopping.stop or form is not None else None
 
     def add(self, token_id: int) -> Piece:
         """Take the next token. Nothing may be added after a piece with a reason."""
         self.tokens += 1
         if token_id in self._ending_ids:
             return self._end("", (), "stop", token_id if token_id in self._stop_ids else None)
-        text, matched = self._shown(self._decoder.add(token_id))
-        if matched is not None:
-            return Piece(text, (token_id,), "stop", matched)
+        text = self._decoder.add(token_id)
         if self.tokens >= self.limit:
             return self._end(text, (token_id,), "length", None)
-        return Piece(text, (token_id,))
-
-    def _shown(self, text: str) -> tuple[str, str | None]:
-        return (text, None) if self._matcher is None else self._matcher.feed(text)
+        if self._channels is None:
+            return Piece(text, (token_id,))
+        was_thinking = self._channels.is_thinking
+        shown = self._channels.feed(text)
+        self.reasoning_tokens += was_thinking or self._channels.is_thinking
+        reason: FinishReason | None = None if shown.matched is None else "stop"
+        return Piece(shown.text, (token_id,), reason, shown.matched, shown.reasoning, shown.tool_calls)
 
     def _end(self, text: str, ids: tuple[int, ...], reason: FinishReason, matched: int | None) -> Piece:
         """Give out what was held back; a stop string may turn up in it."""
-        rest, found = self._shown(self._decoder.flush())
-        text += rest
-        if found is None and self._matcher is not None:
-            text += self._matcher.flush()
-            found = self._matcher.matched
-        return Piece(text, ids, reason if found is None else "stop", matched if found is None else found)
+        text += self._decoder.flush()
+        if self._channels is None:
+            return Piece(text, ids, reason, matched)
+        self.reasoning_tokens += self._channels.is_thinking
+        shown = self._channels.flush(text)
+        if shown.matched is not None:
+            return Piece(shown.text, ids, "stop", shown.matched, shown.reasoning, shown.tool_calls)
+        if reason == "stop" and matched is None and self._channels.has_calls:
+            reason = "tool_calls"
+        return Piece(shown.text, ids, reason, matched, shown.reasoning, shown.tool_calls)
 
 
 @attrs.define(eq=False)
@@ -78,6 +102,7 @@ class Timeline:
             prompt_tokens=prompt_tokens,
             completion_tokens=answer.tokens,
             matched=piece.matched,
+            reasoning_tokens=answer.reasoning_tokens,
             queue_seconds=max(0.0, self.started_at - self.queued_at),
             prefill_seconds=max(0.0, first - self.started_at),
             decode_seconds=max(0.0, now - first),
@@ -93,3 +118,18 @@ class Timeline:
             queue_seconds=max(0.0, self.started_at - self.queued_at),
             prefill_seconds=max(0.0, now - self.started_at),
         )
+
+
+def output_of(
+    sequence_id: int, piece: Piece, logprobs: tuple[TokenLogprob, ...] = (), end: SequenceEnd | None = None
+) -> SequenceOutput:
+    """What a piece says to admission."""
+    return SequenceOutput(
+        sequence_id,
+        piece.text,
+        piece.token_ids,
+        logprobs,
+        end=end,
+        reasoning=piece.reasoning,
+        tool_calls=piece.tool_calls,
+    )

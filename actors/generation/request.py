@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from mlx_serving.actors.errors import ContextOverflow, InvalidParameter
+from mlx_serving.actors.generation.answer import Answer
+from mlx_serving.actors.generation.parsing.output import markers_of
+from mlx_serving.actors.generation.text import IncrementalDecoder
 from mlx_serving.actors.messages.batching import SequenceQueued
 from mlx_serving.actors.messages.values import ModelInfo, unpack_ids
 from mlx_serving.actors.models.record import ModelRecord
+from mlx_serving.actors.models.tokenizer import TextTokenizer
 
 
 def prompt_of(sequence: SequenceQueued, record: ModelRecord) -> list[int]:
@@ -35,6 +39,14 @@ def answer_limit(sequence: SequenceQueued, prompt_tokens: int, record: ModelReco
     room = record.context_length - prompt_tokens
     wanted = sequence.stopping.max_tokens
     return room if wanted is None else max(1, min(wanted, room))
+
+
+def answer_of(sequence: SequenceQueued, limit: int, eos_ids: frozenset[int], tokenizer: TextTokenizer) -> Answer:
+    """Its answer, still empty. Special tokens show no text, but for those that its format is told by."""
+    form = sequence.format
+    shown = frozenset() if form is None else frozenset(map(tokenizer.backend.token_to_id, markers_of(form)))
+    decoder = IncrementalDecoder(tokenizer.backend, tokenizer.special_ids - shown)
+    return Answer(sequence.stopping, limit, eos_ids, decoder, form)
 
 
 def info_of(record: ModelRecord) -> ModelInfo:

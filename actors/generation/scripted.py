@@ -15,7 +15,7 @@ import attrs
 
 from mlx_serving.actors.clock import Clock, monotonic
 from mlx_serving.actors.errors import describe
-from mlx_serving.actors.generation.answer import Answer, Timeline
+from mlx_serving.actors.generation.answer import Answer, Timeline, output_of
 from mlx_serving.actors.generation.capacity import kv_budget, machine_bytes
 from mlx_serving.actors.generation.engine import EngineLimits, HeldPrefixes, StepReport
 from mlx_serving.actors.generation.request import answer_limit, info_of, is_prefill_only, prompt_of
@@ -82,7 +82,7 @@ class ScriptedEngine:
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:
         prompt = prompt_of(sequence, self._record)
         limit = answer_limit(sequence, len(prompt), self._record)
-        answer = Answer(sequence.stopping, limit, self._eos_ids, _Words())
+        answer = Answer(sequence.stopping, limit, self._eos_ids, _Words(), sequence.format)
         seed = (sequence.sampling.seed or 0) * 31 + sequence.index
         origin = zlib.crc32(sequence.prompt_ids, seed & 0xFFFFFFFF)
         timeline = Timeline(sequence.queued_at, started_at)
@@ -168,10 +168,10 @@ class ScriptedEngine:
         piece = row.answer.add(token_id)
         logprobs = self._logprobs(row, token_id) if row.sequence.sampling.logprobs and piece.token_ids else ()
         if piece.reason is None:
-            return SequenceOutput(sequence_id, piece.text, piece.token_ids, logprobs)
+            return output_of(sequence_id, piece, logprobs)
         self.cancel(sequence_id)
         end = row.timeline.end(piece, row.answer, row.prompt_tokens, now)
-        return SequenceOutput(sequence_id, piece.text, piece.token_ids, logprobs, end=end)
+        return output_of(sequence_id, piece, logprobs, end)
 
     def _token(self, row: _Row, position: int) -> int:
         if self._script is not None:
