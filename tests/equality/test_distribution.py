@@ -27,15 +27,15 @@ from mlx_serving.config.schema import Generation
 
 PROMPT = list(b"one two one two one")
 TOKENS = 3
-DRAWS = 600
+DRAWS = 1200
 MOST_SURPRISE = 3.3
 """Standard deviations; by chance one test in two thousand would go beyond."""
 SAMPLINGS = {
     "top-k": Sampling(top_k=4),
-    "top-p": Sampling(temperature=0.7, top_p=0.6),
-    "min-p": Sampling(min_p=0.2, temperature=1.1),
-    "penalties": Sampling(top_k=5, repetition_penalty=1.3, frequency_penalty=0.8, presence_penalty=0.4),
-    "bias": Sampling(top_k=3, top_p=0.95, logit_bias={65: 4.0, 111: 2.0}),
+    "top-p and min-p": Sampling(temperature=0.8, top_p=0.7, min_p=0.1),
+    "penalties and bias": Sampling(
+        top_k=5, repetition_penalty=1.3, frequency_penalty=0.8, presence_penalty=0.4, logit_bias={65: 4.0}
+    ),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "by default": {},

@@ -66,15 +66,24 @@ def surprise(drawn: Iterable[Answer], expected: dict[Answer, float]) -> float:
     Infinite if something was drawn that cannot be. By Wilson and Hilferty's approximation (1931).
     """
     counts = Counter(drawn)
-    total = counts.total()
     if not set(counts) <= set(expected):
         return math.inf
-    frequent = [answer for answer, share in expected.items() if share * total >= _LEAST_EXPECTED]
-    pairs = [(counts[answer], expected[answer] * total) for answer in frequent]
-    rest = total - sum(count for count, _ in pairs), total - sum(wanted for _, wanted in pairs)
-    if rest[1] >= _LEAST_EXPECTED:
-        pairs.append(rest)
+    pairs = _classes(counts, expected)
     statistic = sum((count - wanted) ** 2 / wanted for count, wanted in pairs)
     freedom = len(pairs) - 1
     part = 2 / (9 * freedom)
     return float(((statistic / freedom) ** (1 / 3) - (1 - part)) / math.sqrt(part))
+
+
+def _classes(counts: Counter[Answer], expected: dict[Answer, float]) -> list[tuple[float, float]]:
+    """Times drawn and times expected, of answers or of several rare ones together."""
+    total = counts.total()
+    classes: list[tuple[float, float]] = []
+    found, wanted = 0.0, 0.0
+    for answer in sorted(expected, key=expected.__getitem__, reverse=True):
+        found, wanted = found + counts[answer], wanted + expected[answer] * total
+        if wanted >= _LEAST_EXPECTED:
+            classes.append((found, wanted))
+            found, wanted = 0.0, 0.0
+    last_found, last_wanted = classes.pop()
+    return [*classes, (last_found + found, last_wanted + wanted)]
