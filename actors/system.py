@@ -55,6 +55,7 @@ def _replica(order: Order) -> Actor:
 
 
 def _engine(order: Order) -> Engine:
+    from mlx_serving.actors.models.adapter_store import AdapterStore
     from mlx_serving.actors.models.metadata import describe_folder
     from mlx_serving.actors.models.tokenizer import TextTokenizer
 
@@ -71,7 +72,9 @@ def _engine(order: Order) -> Engine:
     blas.install(settings.blas)
     from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 
-    return MlxEngine(record, settings, TextTokenizer.load(record.path))
+    adapters = AdapterStore(order.home, order.settings.models.adapters)
+    tokenizer = TextTokenizer.load(record.path)
+    return MlxEngine(record, settings, tokenizer, find_adapter=lambda identity: adapters.open(record, identity))
 
 
 ACTORS: dict[str, Callable[[Order], Actor]] = {

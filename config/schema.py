@@ -69,6 +69,12 @@ class Models:
     adapters: tuple[str, ...] = setting(
         (), "LoRA adapters beside the stored ones, each as BASE:NAME=FOLDER; a request chooses BASE:NAME."
     )
+    tool_parser: tuple[str, ...] = setting(
+        (), "How models write tool calls where their chat template does not tell: MODEL=PARSER, or PARSER for all."
+    )
+    reasoning_parser: tuple[str, ...] = setting(
+        (), "How models mark reasoning where their chat template does not tell: MODEL=PARSER, or PARSER for all."
+    )
 
 
 @attrs.frozen
@@ -199,6 +205,9 @@ class Generation:
     )
     memory_fraction: float = setting(
         0.6, "Share of the machine's memory that weights and caches may take.", minimum=0.05, maximum=0.95
+    )
+    max_adapters: int = setting(
+        8, "LoRA adapters that a replica keeps loaded; more only while rows use them all.", minimum=1
     )
     kv_bytes: int = setting(0, "Budget of cached keys and values; 0 derives it from memory_fraction.", minimum=0)
     cache_limit_bytes: int = setting(1 << 30, "What MLX's allocator may keep for reuse.", minimum=0)

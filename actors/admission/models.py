@@ -111,9 +111,9 @@ class Models:
         """A request for the model came or ended."""
         self._residency.used(name, self._node.clock())
 
-    def check_adapter(self, base: str, adapter: str) -> None:
-        """Raises what is wrong with an adapter that a request names. Touches the disk."""
-        self.library.adapters.show(base, adapter)
+    def adapter_identity(self, base: str, adapter: str) -> str:
+        """What replicas call an adapter; raises what is wrong with it. Touches the disk."""
+        return self.library.adapters.show(base, adapter).identity
 
     # --- wanting a model --------------------------------------------------------------------------------------------
 

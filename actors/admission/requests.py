@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import attrs
 
+from mlx_serving.actors.admission.answer_format import ParserChoice, check_parsers
 from mlx_serving.actors.admission.catalogue import Catalogue, Route, Served
 from mlx_serving.actors.admission.policy import Gate, admit, sequences
 from mlx_serving.actors.admission.prompt import Prompt
@@ -52,7 +53,7 @@ class ModelSource(Protocol):
 
     def bring(self, name: str, reached: Callable[[Served | None, ErrorInfo | None], None]) -> None: ...
 
-    def check_adapter(self, base: str, adapter: str) -> None: ...
+    def adapter_identity(self, base: str, adapter: str) -> str: ...
 
     def used(self, name: str) -> None: ...
 
@@ -79,6 +80,7 @@ class Requests:
         self._limits = node.settings.admission
         self.streams = Streams(first_id)
         self.volatile = VolatileLines(self._limits.volatile_lines)
+        check_parsers(node.settings.models)
         self.stored: tuple[str, ...] = ()
 
     # --- in ---------------------------------------------------------------------------------------------------------
@@ -106,20 +108,21 @@ class Requests:
         self._node.emit(RequestReceived(route.model, asked.priority, True))
         self.models.used(route.model)
         if route.adapter:
-            self._check_adapter(request)
+            self._find_adapter(request)
         elif served is not None:
             self._render(request, served)
         else:
             self._await_model(request)
 
-    def _check_adapter(self, request: Request) -> None:
-        def checked(_: None, error: BaseException | None) -> None:
+    def _find_adapter(self, request: Request) -> None:
+        def found(identity: str, error: BaseException | None) -> None:
             if error is not None:
                 self._reached(request, None, describe(error))
-            else:
+            elif self.streams.request(request.key) is request:
+                request.adapter_identity = identity
                 self._await_model(request)
 
-        self._pool.submit(lambda: self.models.check_adapter(request.model, request.adapter), checked)
+        self._pool.submit(lambda: self.models.adapter_identity(request.model, request.adapter), found)
 
     def _await_model(self, request: Request) -> None:
         """Have the request's prompt rendered once its model serves, at once if it does."""
@@ -139,8 +142,9 @@ class Requests:
         asked, tokenizer = request.asked, served.tokenizer
         assert tokenizer is not None  # only such models are reached
         with_segments = served.info is not None and not served.info.is_trimmable
+        parsers = ParserChoice.of(tokenizer, request.model, self._node.settings.models)
         self._pool.submit(
-            lambda: rendered(tokenizer, asked, with_segments=with_segments),
+            lambda: rendered(tokenizer, asked, parsers, with_segments=with_segments),
             lambda prompt, error: self._rendered(request, prompt, error),
         )
 
@@ -172,7 +176,7 @@ class Requests:
         self._deliver(request.key[0], RequestAccepted(request.key[1], name, len(prompt.ids)))
         for each in queued:
             self._tell_batching(
-                request, self.streams.add(request, attrs.evolve(each, adapter=request.adapter)).queued
+                request, self.streams.add(request, attrs.evolve(each, adapter=request.adapter_identity)).queued
             )
 
     def _tell_batching(self, request: Request, message: Any) -> None:

@@ -56,6 +56,7 @@ class Request:
     trace_id: str = ""
     model: str = ""
     adapter: str = ""
+    adapter_identity: str = ""
     awaits_model: bool = False
     """Its model is being loaded, perhaps after it has been unloaded."""
     prompt_tokens: int = 0

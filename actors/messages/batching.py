@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from mlx_serving.actors.messages.values import AnswerFormat, Priority, Sampling, Stopping
+from mlx_serving.actors.messages.values import AnswerFormat, Guidance, Priority, Sampling, Stopping
 
 
 @attrs.frozen
@@ -16,7 +16,7 @@ class SequenceQueued:
     only under the same `cache_salt`. `segments` are offsets in the prompt, ascending, where a message ends. `replica`
     names the only one that may run it. `stopping.max_tokens` 0 prefills the prompt into the cache and says nothing.
     Much of the answer may repeat `prediction_ids` (packed); `speculation` False decodes token by token. `adapter` is
-    the name of a LoRA adapter for the model, empty for none.
+    the name and the contents of a LoRA adapter for the model (`NAME@FINGERPRINT`), empty for none.
     """
 
     sequence_id: int
@@ -38,6 +38,7 @@ class SequenceQueued:
     prediction_ids: bytes = b""
     speculation: bool = True
     adapter: str = ""
+    guidance: Guidance | None = None
 
 
 @attrs.frozen

@@ -70,6 +70,11 @@ class AdapterRecord:
     def weights(self) -> Path:
         return self.path / FILES[self.form]
 
+    @property
+    def identity(self) -> str:
+        """Its name and contents: `NAME@FINGERPRINT`."""
+        return f"{self.name}@{self.fingerprint[:16]}"
+
     def info(self) -> AdapterInfo:
         """The record as other actors see it."""
         return AdapterInfo(
@@ -194,9 +199,7 @@ def _number(folder: Path, config: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
-def _layers(
-    folder: Path, form: Form, tensors: Iterable[StoredTensor], scale: float
-) -> dict[str, AdaptedLayer]:
+def _layers(folder: Path, form: Form, tensors: Iterable[StoredTensor], scale: float) -> dict[str, AdaptedLayer]:
     pairs: dict[str, dict[str, StoredTensor]] = {}
     for tensor in tensors:
         found = _NAMES[form].fullmatch(tensor.name)

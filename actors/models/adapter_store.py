@@ -72,13 +72,18 @@ class AdapterStore:
         marker = _marker(folder)
         return describe_adapter(folder, base, name, marker["source"], marker["base_fingerprint"])
 
-    def open(self, base: str, name: str, fingerprint: str) -> AdapterRecord:
-        """The adapter for a model with this fingerprint; ModelLoadFailed if it was added for another one."""
-        record = self.show(base, name)
-        if record.base_fingerprint not in ("", fingerprint):
+    def open(self, base: ModelRecord, identity: str) -> AdapterRecord:
+        """The adapter of this identity. ModelLoadFailed if it is another one by now, or is for another base."""
+        name = identity.partition("@")[0]
+        record = self.show(base.name, name)
+        if record.identity != identity:
+            raise ModelLoadFailed(f"the adapter {base.name}:{name} has just changed; ask again", model=base.name)
+        if not record.base_fingerprint:
+            check_base(record, base.path)
+        elif record.base_fingerprint != base.fingerprint:
             raise ModelLoadFailed(
-                f"the adapter {base}:{name} was added for another model that was called {base}; add it again",
-                model=base,
+                f"the adapter {base.name}:{name} was added for another model of that name; add it again",
+                model=base.name,
             )
         return record
 

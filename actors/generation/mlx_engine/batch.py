@@ -13,6 +13,7 @@ import attrs
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
+from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.logprobs import Logprobs, logprobs_of, wanted_logprobs
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
@@ -43,8 +44,9 @@ class Step:
 class Batch:
     """Rows, their caches, and the token each takes in next (on the device)."""
 
-    def __init__(self, cache: RowsCache) -> None:
+    def __init__(self, cache: RowsCache, adapters: Adapters) -> None:
         self.cache = cache
+        self._adapters = adapters
         self.rows: list[Row] = []
         self._inputs = mx.zeros(0, dtype=mx.uint32)
         self._sampler: Sampler | None = None
@@ -59,6 +61,10 @@ class Batch:
         self.rows = [*self.rows, *added]
         self._reorder(order)
 
+    def anew(self) -> Batch:
+        """Another one for the same model, without rows."""
+        return Batch(self.cache.fresh(), self._adapters)
+
     def take(self, index: int) -> Caches:
         """A copy of one row's caches, while it is still in the batch."""
         return self.cache.take(index)
@@ -72,6 +78,7 @@ class Batch:
         order = self.cache.reserve(1)
         if order is not None:
             self._reorder(order)
+        self._adapters.select([row.adapter for row in self.rows])
         return self.cache.forward(self._inputs[:, None])[:, -1, :]
 
     def sample(self, logits: mx.array, masks: mx.array | None = None) -> Step:

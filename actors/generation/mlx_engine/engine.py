@@ -28,6 +28,7 @@ from mlx_serving.actors.generation.capacity import kv_budget
 from mlx_serving.actors.generation.engine import EngineLimits, StepReport
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine.adapters import Adapters, FindAdapter, no_adapter
 from mlx_serving.actors.generation.mlx_engine.batch import Batch, Step
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
@@ -62,8 +63,11 @@ class MlxEngine:
         settings: Generation,
         tokenizer: TextTokenizer,
         clock: Clock = monotonic,
+        find_adapter: FindAdapter = no_adapter,
     ) -> None:
+        """`find_adapter` gives the record of what a sequence calls its adapter."""
         self._record = record
+        self._find_adapter = find_adapter
         self._settings = settings
         self._tokenizer = tokenizer
         self._clock = clock
@@ -88,8 +92,10 @@ class MlxEngine:
         loading.speed_up(self._model, self._settings)
         self._start_batching()
         self._warm_up()
-        kv_bytes = kv_budget(self._settings, loading.weight_bytes(self._model), loading.memory_bytes())
-        return info_of(self._record), EngineLimits(self._slots, kv_bytes)
+        weights, memory = loading.weight_bytes(self._model), loading.memory_bytes()
+        return info_of(self._record), EngineLimits(
+            self._slots, kv_budget(self._settings, weights, memory), weights, memory
+        )
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:
         prompt = prompt_of(sequence, self._record)
@@ -103,6 +109,7 @@ class MlxEngine:
             RowSampling.begin(sequence.sampling, sequence.index, prompt),
             Timeline(sequence.queued_at, started_at),
         )
+        row.adapter = self._adapters.acquire(sequence.adapter)
         self._rows[sequence.sequence_id] = row
         self._prompts.waiting.append(row)
 
@@ -155,18 +162,19 @@ class MlxEngine:
         if hasattr(self, "_batch"):
             self._prompts.clear()
             self._drop_batch()
-            del self._batch, self._prompts
+            del self._batch, self._prompts, self._adapters
         self._model = None
         mx.clear_cache()
 
     def _start_batching(self) -> None:
         """Choose how rows are kept together; one at a time where that is not possible."""
         cache, self._form = rows_cache_for(self._model, self._settings.kv_type)
-        self._batch = Batch(cache)
+        self._adapters = Adapters(self._model, self._find_adapter, self._settings.max_adapters)
+        self._batch = Batch(cache, self._adapters)
         slabs = cache.can_roll_back
         if not slabs and not prompt_caches.are_mergeable(prompt_caches.new_caches(self._model)):
             self._slots = 1
-        self._prompts = Prompts(self._model, self._new_caches, slabs, self._fail, self._is_cleared)
+        self._prompts = Prompts(self._model, self._adapters, self._new_caches, slabs, self._fail, self._is_cleared)
 
     def _new_caches(self) -> Caches:
         return prompt_caches.new_caches(self._model, self._form)
@@ -197,6 +205,8 @@ class MlxEngine:
             self._batch.keep(staying)
 
     def _forget(self, row: Row) -> None:
+        if not row.is_gone:
+            self._adapters.release(row.adapter)
         row.is_gone = True
         row.caches, row.held = None, []
         self._rows.pop(row.sequence.sequence_id, None)
@@ -339,11 +349,11 @@ class MlxEngine:
     def _drop_batch(self) -> None:
         self._in_flight.clear()
         self._read_at = None
-        self._batch = Batch(self._batch.cache.fresh())
+        self._batch = self._batch.anew()
 
     def _is_cleared(self, row: Row) -> bool:
         """Decode one token of a suspect alone; it fails here, or may join the others."""
-        alone = Batch(self._batch.cache.fresh())
+        alone = self._batch.anew()
         try:
             alone.join([row])
             ((_, reading),) = alone.sample(alone.forward()).read()

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine import prefill
+from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.row import Row
 
@@ -23,6 +24,7 @@ class Prompts:
     def __init__(
         self,
         model: Any,
+        adapters: Adapters,
         new_caches: Callable[[], Caches],
         shares_passes: bool,
         fail: Callable[[Row, Exception], None],
@@ -30,6 +32,7 @@ class Prompts:
     ) -> None:
         """`shares_passes`: several prompts may be padded into one pass. `is_cleared` puts a suspect row to the test."""
         self._model = model
+        self._adapters = adapters
         self._new_caches = new_caches
         self._shares_passes = shares_passes
         self._fail = fail
@@ -82,6 +85,7 @@ class Prompts:
 
     def _fill(self, row: Row, count: int) -> None:
         try:
+            self._adapters.select([row.adapter])
             prefill.fill(self._model, row, count, self._new_caches)
         except Exception as error:
             self._fail(row, error)
@@ -94,6 +98,7 @@ class Prompts:
         rows = rows[: max(1, budget // width)]
         count = sum(row.unfilled for row in rows)
         try:
+            self._adapters.select([row.adapter for row in rows])
             prefill.fill_together(self._model, rows, self._new_caches)
         except Exception:
             # Alone, the row at fault fails by itself.

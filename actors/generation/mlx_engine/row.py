@@ -32,6 +32,8 @@ class Row:
     answer: Answer
     sampling: RowSampling
     timeline: Timeline
+    adapter: int = 0
+    """Its slot in `Adapters`."""
     caches: Caches | None = None
     filled: int = 0
     is_paused: bool = False
