@@ -9,6 +9,7 @@ from mlx_serving.actors.messages.values import (
     CacheStats,
     CacheTier,
     ChatMessage,
+    Guidance,
     ModelInfo,
     Priority,
     Sampling,
@@ -44,7 +45,8 @@ class GenerationRequested:
 
     `template_arguments` is the JSON text of an object, variables for the chat template; `reasoning_effort` is one more.
     `thinking_budget` bounds the tokens of reasoning. `prediction` is text that much of the answer may repeat;
-    `speculation` False decodes token by token: both change how fast the answer comes, and nothing else.
+    `speculation` False decodes token by token: both change how fast the answer comes, and nothing else. `guidance` is
+    what the answer is held to.
     """
 
     request_id: int
@@ -67,6 +69,7 @@ class GenerationRequested:
     thinking_budget: int | None = None
     prediction: str | None = None
     speculation: bool = True
+    guidance: Guidance | None = None
 
 
 @attrs.frozen
@@ -142,12 +145,12 @@ class CacheClearRequested:
 
 @attrs.frozen
 class CacheWarmRequested:
-    """Prefill the named warm prompt of the settings (None: each) on every replica that it is for.
+    """Prefill the warm prompt of the settings that `prompt` names (None: each) on every replica that it is for.
 
     Answered with `CacheWarmed`.
     """
 
-    name: str | None = None
+    prompt: str | None = None
     model: str | None = None
 
 
