@@ -83,10 +83,10 @@ class Warming:
 
     def warm(self, asked: CacheWarmRequested, answer: Answer) -> None:
         """Warm what was asked for. Raises InvalidParameter for an unknown name, ModelNotFound for an unknown model."""
-        prompts = [prompt for prompt in self._prompts if asked.name in (None, prompt.name)]
-        if asked.name is not None and not prompts:
+        prompts = [prompt for prompt in self._prompts if asked.prompt in (None, prompt.name)]
+        if asked.prompt is not None and not prompts:
             known = ", ".join(prompt.name for prompt in self._prompts) or "none"
-            raise InvalidParameter(f"no warm prompt is called {asked.name!r}; there is {known}", field="name")
+            raise InvalidParameter(f"no warm prompt is called {asked.prompt!r}; there is {known}", field="prompt")
         chosen = list(self._catalogue) if asked.model is None else [loaded(self._catalogue, asked.model)]
         wanted = [
             (prompt, served, replica)

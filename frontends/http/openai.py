@@ -95,6 +95,7 @@ class Parser:
             stopping=_stopping(given, max_tokens),
             priority=given.get("priority", "normal"),
             tenant=given.get("user", ""),
+            cache_salt=given.get("cache_salt", ""),
             timeout=given.get("timeout"),
             window=self._window,
             prediction=_prediction(given),

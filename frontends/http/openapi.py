@@ -66,6 +66,9 @@ def _paths(parser: Parser) -> dict[str, Any]:
         "/detokenize": _post("detokenize", parameters.DETOKENIZE_BODY.schema(), "Detokenized"),
         "/admin/models/load": _post("loadModel", parameters.MODEL_BODY.schema(), "Model"),
         "/admin/models/unload": _post("unloadModel", parameters.MODEL_BODY.schema(), "ModelUnloaded"),
+        "/admin/cache": _cache_stats(),
+        "/admin/cache/clear": _post("clearCache", parameters.CACHE_CLEAR_BODY.schema(), "CacheReport"),
+        "/admin/cache/warm": _post("warmCache", parameters.CACHE_WARM_BODY.schema(), "CacheWarmed"),
         "/health": _probe("health", "Health"),
         "/livez": _probe("livez", "Liveness"),
         "/readyz": _probe("readyz", "Readiness"),
@@ -115,6 +118,16 @@ def _retrieve() -> dict[str, Any]:
         "operationId": "retrieveModel",
         "parameters": [model],
         "responses": _responses(_json("Model"), ("404", *_FOR_GET)),
+    }
+    return {"get": operation}
+
+
+def _cache_stats() -> dict[str, Any]:
+    model = {"name": "model", "in": "query", "schema": {"type": "string", "minLength": 1, "maxLength": 1024}}
+    operation = {
+        "operationId": "cacheStats",
+        "parameters": [model],
+        "responses": _responses(_json("CacheReport"), ("400", "404", *_FOR_GET)),
     }
     return {"get": operation}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from mlx_serving.actors.messages.values import PRIORITIES
+from mlx_serving.actors.messages.values import CACHE_TIERS, PRIORITIES
 from mlx_serving.frontends.http.conversation import MESSAGES, ContentPart, Prompts
 from mlx_serving.frontends.http.kinds import (
     LARGEST_TOKEN_ID,
@@ -106,6 +106,7 @@ _DELIVERY = (
     Parameter("priority", Choice(PRIORITIES), "Class of the request; normal by default."),
     Parameter("timeout", Real(0, 86_400, above=True), "Seconds after which the request is given up."),
     Parameter("user", Text(0, 512), "Your end user: the tenant among whom the server shares fairly."),
+    Parameter("cache_salt", Text(1, 512), "Share cached prompt prefixes only with requests of the same salt."),
 )
 
 _NOT_OFFERED_IN_CHAT = {
@@ -189,6 +190,15 @@ TOKENIZE_BODY = Object(
 )
 
 DETOKENIZE_BODY = Object((_MODEL, Parameter("tokens", TokenIds(), "Token ids.", required=True)))
+
+_CACHE_MODEL = Parameter("model", Text(1, 1024), "Name of a loaded model; left out, all of them.")
+CACHE_QUERY = Object((_CACHE_MODEL,))
+CACHE_CLEAR_BODY = Object(
+    (_CACHE_MODEL, Parameter("tier", Choice(CACHE_TIERS), "Which tier to empty; all by default."))
+)
+CACHE_WARM_BODY = Object(
+    (_CACHE_MODEL, Parameter("prompt", Text(1, 64), "Name of a warm prompt of the settings; left out, each."))
+)
 
 MODEL_BODY = Object(
     (Parameter("model", Text(1, 1024), "A stored model, an alias or a trusted folder.", required=True),)

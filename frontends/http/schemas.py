@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
+from mlx_serving.actors.messages.values import CacheStats
 from mlx_serving.frontends.http.kinds import Schema
 
 _STRING: Schema = {"type": "string"}
@@ -123,6 +126,25 @@ COMPONENTS: dict[str, Schema] = {
         max_model_len=_INTEGER,
     ),
     "Detokenized": _object(model=_STRING, text=_STRING),
+    "CacheReport": _object(
+        object={"const": "list"},
+        data=_list(
+            _object(
+                replica=_STRING,
+                model=_STRING,
+                enabled=_BOOLEAN,
+                **{field.name: _INTEGER for field in attrs.fields(CacheStats) if field.name != "enabled"},
+            )
+        ),
+    ),
+    "CacheWarmed": _object(
+        object={"const": "list"},
+        data=_list(
+            _object(
+                name=_STRING, model=_STRING, replica=_STRING, tokens=_INTEGER, cached_tokens=_INTEGER, seconds=_NUMBER
+            )
+        ),
+    ),
     "Liveness": _optional(_object(status={"enum": ["alive", "dead"]}), reason=_STRING),
     "Readiness": _object(ready=_BOOLEAN, reason=_STRING),
     "Health": _optional(

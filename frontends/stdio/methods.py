@@ -12,6 +12,9 @@ import psutil
 
 from mlx_serving.actors.errors import CallerError
 from mlx_serving.actors.messages.admission import (
+    CacheClearRequested,
+    CacheStatsRequested,
+    CacheWarmRequested,
     MetricsRequested,
     ModelLoadRequested,
     ModelsRequested,
@@ -106,6 +109,21 @@ async def detokenize(session: Session, values: dict[str, Any], call: Call) -> An
     return {"text": (await session.client.ask(question)).text}
 
 
+async def cache_stats(session: Session, values: dict[str, Any], call: Call) -> Any:
+    return results.caches(await session.client.ask(CacheStatsRequested(_loaded(session, values))))
+
+
+async def cache_clear(session: Session, values: dict[str, Any], call: Call) -> Any:
+    asked = CacheClearRequested(values.get("tier", "all"), _loaded(session, values))
+    return results.caches(await session.client.ask(asked))
+
+
+async def cache_warm(session: Session, values: dict[str, Any], call: Call) -> Any:
+    """Answered when the prompts are in the caches."""
+    asked = CacheWarmRequested(values.get("prompt"), _loaded(session, values))
+    return results.warmed(await session.client.ask(asked, timeout=session.settings.admission.request_timeout))
+
+
 async def shutdown(session: Session, values: dict[str, Any], call: Call) -> Any:
     """Cancel everything, tell the host so, answer last, then end."""
     await session.cancel_everything(but=call)
@@ -128,6 +146,9 @@ METHODS = {
     "tokenize": Method(requests.TOKENIZE, tokenize),
     "batch_tokenize": Method(requests.BATCH, batch_tokenize),
     "detokenize": Method(requests.DETOKENIZE, detokenize),
+    "cache_stats": Method(requests.CACHE_STATS, cache_stats),
+    "cache_clear": Method(requests.CACHE_CLEAR, cache_clear),
+    "cache_warm": Method(requests.CACHE_WARM, cache_warm),
     "shutdown": Method(requests.NONE, shutdown, urgent=True),
 }
 
@@ -140,6 +161,11 @@ UNSUPPORTED = {
     "generate_with_image": _NO_VISION,
 }
 """Methods that hosts know and that this runtime does not have."""
+
+
+def _loaded(session: Session, values: dict[str, Any]) -> str | None:
+    """The model that a question is about; None for all."""
+    return session.served_name(values["model_id"]) if "model_id" in values else None
 
 
 async def _tokenize(session: Session, values: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from mlx_serving.actors.messages.admission import (
     GenerationRequested,
     TokenizeRequested,
 )
-from mlx_serving.actors.messages.values import PRIORITIES, ChatMessage, Sampling, Stopping, pack_ids
+from mlx_serving.actors.messages.values import CACHE_TIERS, PRIORITIES, ChatMessage, Sampling, Stopping, pack_ids
 from mlx_serving.frontends.stdio.parameters import (
     Parameter,
     anything,
@@ -57,6 +57,7 @@ _DELIVERY = (
     Parameter("streaming", flag),
     Parameter("priority", choice(*PRIORITIES)),
     Parameter("timeout", real(0, 86_400, above=True)),
+    Parameter("cache_salt", string(1, 512)),
     Parameter("guidance", unsupported()),
     Parameter("draft_model", unsupported()),
 )
@@ -96,6 +97,10 @@ CHAT = (
 )
 TOKENIZE = (_MODEL, Parameter("text", string(), required=True), Parameter("add_special_tokens", flag))
 DETOKENIZE = (_MODEL, Parameter("tokens", many(_TOKEN_ID), required=True))
+_LOADED = Parameter("model_id", string(1, _LONGEST_NAME))
+CACHE_STATS = (_LOADED,)
+CACHE_CLEAR = (_LOADED, Parameter("tier", choice(*CACHE_TIERS)))
+CACHE_WARM = (_LOADED, Parameter("prompt", string(1, 64)))
 CANCEL = (Parameter("stream_id", stream_id, required=True),)
 BATCH = (Parameter("requests", many(anything, shortest=1, longest=MOST_IN_BATCH), required=True),)
 
@@ -121,6 +126,7 @@ def generation(values: Mapping[str, Any], model: str, window: int) -> Generation
         stopping=Stopping(**stopping),
         priority=values.get("priority", "normal"),
         timeout=values.get("timeout"),
+        cache_salt=values.get("cache_salt", ""),
         window=window,
         prediction=values.get("prediction"),
         speculation=values.get("speculation", True),

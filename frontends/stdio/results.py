@@ -6,7 +6,11 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import attrs
+
 from mlx_serving.actors.messages.frontend import (
+    CacheReported,
+    CacheWarmed,
     ModelsListed,
     RequestFinished,
     ServedModel,
@@ -77,6 +81,20 @@ def tokenized(answer: Tokenized) -> dict[str, Any]:
     return {"tokens": unpack_ids(answer.token_ids), "token_strings": list(answer.token_strings)}
 
 
+def caches(answer: CacheReported) -> dict[str, Any]:
+    """The result of `cache_stats` and `cache_clear`: what each replica's prefix cache holds, in bytes and tokens."""
+    return {
+        "replicas": [
+            {"replica": each.replica, "model_id": each.model, **attrs.asdict(each.stats)} for each in answer.replicas
+        ]
+    }
+
+
+def warmed(answer: CacheWarmed) -> dict[str, Any]:
+    """The result of `cache_warm`. Times in seconds."""
+    return {"prompts": [attrs.asdict(prompt) for prompt in answer.prompts]}
+
+
 def stats(finished: RequestFinished) -> dict[str, Any]:
     """Tokens and times (seconds) of a finished request, as in `stream.stats`."""
     tokens, timings = finished.usage.completion_tokens, finished.timings
@@ -85,6 +103,7 @@ def stats(finished: RequestFinished) -> dict[str, Any]:
         "tokens_per_second": tokens / timings.decode if timings.decode > 0 else 0.0,
         "time_to_first_token": timings.first_token,
         "total_time": timings.total,
+        "cached_tokens": finished.usage.cached_tokens,
     }
 
 

@@ -64,6 +64,7 @@ async def test_a_stream_is_chunks_then_stats_then_one_event() -> None:
             "tokens_per_second": 1000.0,
             "time_to_first_token": 0.003,
             "total_time": 0.01,
+            "cached_tokens": 3,
         },
     }
     ended = {"stream_id": "s", "event": "completed", "finish_reason": "stop", "is_final": True}
