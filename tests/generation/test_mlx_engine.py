@@ -170,6 +170,21 @@ def test_a_prompt_of_one_token_needs_no_prefill(tiny: MlxEngine, expected: list[
     assert driver.ids(ids) == [expected[0], expected[0], expected[1]]
 
 
+def test_a_sequence_without_an_answer_is_prefilled_and_disturbs_nobody(
+    tiny: MlxEngine, expected: list[list[int]]
+) -> None:
+    driver = Driver(tiny)
+    silent = [driver.submit(list(range(1, 90)), stopping=Stopping(max_tokens=0))]
+    ids = [driver.submit(prompt) for prompt in PROMPTS]
+    driver.step()
+    silent.append(driver.submit([5], stopping=Stopping(max_tokens=0)))
+    driver.run()
+    assert driver.ids(ids) == expected
+    assert driver.ids(silent) == [[], []]
+    ends = [driver.sequences[each].end for each in silent]
+    assert [(end.prompt_tokens, end.completion_tokens) for end in ends if end is not None] == [(89, 0), (1, 0)]
+
+
 def test_end_of_sequence_and_stop_tokens_end_a_row_and_not_its_neighbours(tiny: MlxEngine) -> None:
     # The bias forces the end of sequence on the first row from its first token on.
     driver = Driver(tiny)
@@ -206,7 +221,7 @@ def test_what_can_never_run_is_refused_and_disturbs_nobody(tiny: MlxEngine, expe
     driver = Driver(tiny)
     running = driver.submit(PROMPTS[1])
     driver.step()
-    for prompt, kind in (([], InvalidParameter), ([70000], InvalidParameter), ([65] * 512, ContextOverflow)):
+    for prompt, kind in (([], InvalidParameter), ([70000], InvalidParameter), ([65] * 1024, ContextOverflow)):
         with pytest.raises(kind):
             driver.submit(prompt)
     with pytest.raises(InvalidParameter):

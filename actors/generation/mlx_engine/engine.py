@@ -37,7 +37,7 @@ from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
 from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
 from mlx_serving.actors.generation.pacing import PrefillPace
-from mlx_serving.actors.generation.request import answer_limit, info_of, prompt_of
+from mlx_serving.actors.generation.request import answer_limit, info_of, is_prefill_only, prompt_of
 from mlx_serving.actors.generation.text import IncrementalDecoder
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
@@ -118,6 +118,7 @@ class MlxEngine:
         self._take_back()
         self._let_go()
         self._prefilled = self._prefill()
+        self._end_prefill_only()
         stepped, tokens = len(self._in_flight[0].rows) if self._in_flight else 0, self._decode()
         self._steps += 1
         if self._steps % _STEPS_BETWEEN_CLEARINGS == 0:
@@ -219,6 +220,20 @@ class MlxEngine:
         decoding = len(self._batch.rows)
         self._prompts.admit(self._settings.max_prefills if decoding else self._slots, self._slots - decoding)
         return self._prompts.advance(self._pace.budget if decoding else IDLE_TOKENS, not decoding)
+
+    def _end_prefill_only(self) -> None:
+        """Rows of which nothing but the prompt was wanted have ended."""
+        for row in [row for row in self._prompts.ready if is_prefill_only(row.sequence)]:
+            self._prompts.ready.remove(row)
+            try:
+                if not self._batch.rows and row.caches is not None:
+                    mx.eval(prompt_caches.states(row.caches))  # so that the account is true
+            except Exception as error:
+                self._fail(row, error)
+                continue
+            end = row.timeline.end_of_prefill(row.prompt_tokens, 0, self._clock())
+            self._forget(row)
+            self._put(SequenceOutput(row.sequence.sequence_id, "", (), end=end))
 
     # --- decode ---------------------------------------------------------------------------------------------
 
