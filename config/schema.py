@@ -219,6 +219,7 @@ class Generation:
     )
     prefix_cache: PrefixCache = setting(PrefixCache, "Prefix cache.")
     speculation: Speculation = setting(Speculation, "Speculative decoding.")
+    native_kernels: bool = setting(True, "On the CPU compute with our own kernels in place of MLX's, where built.")
     blas: bool = setting(True, "On Linux put OpenBLAS ahead of the reference BLAS of MLX's wheel.")
     scripted_step_seconds: float = setting(0.0, "Time one step of the scripted engine takes.", minimum=0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from mlx_serving.actors.admission.conversation import check_tools
 from mlx_serving.actors.admission.prompt import Prompt
 from mlx_serving.actors.errors import (
     ActorUnavailable,
@@ -74,11 +75,13 @@ def _check_parameters(asked: GenerationRequested, limits: Admission) -> None:
         ),
         ("max_tokens", stopping.max_tokens is None or stopping.max_tokens >= 1, "1 or more"),
         ("stop", all(stopping.stop), "without empty strings"),
+        ("thinking_budget", asked.thinking_budget is None or asked.thinking_budget >= 0, "0 or more"),
         ("timeout", asked.timeout is None or asked.timeout > 0, "above 0"),
     )
     for field, holds, right in rules:
         if not holds:
             raise InvalidParameter(f"{field} must be {right}", field=field)
+    check_tools(asked.tool_use)
 
 
 def sequences(
@@ -117,6 +120,7 @@ def sequences(
             window=asked.window,
             cache_salt=cache_salt(asked, limits),
             segments=prompt.segments,
+            format=prompt.format,
             prediction_ids=predicted,
             speculation=asked.speculation,
         )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import attrs
 
+from mlx_serving.actors.messages.values import AnswerFormat
+
 
 @attrs.frozen
 class Prompt:
     """Token ids, and the offsets in them at which messages end, as far as they were asked for.
 
-    `prediction` is text that the answer may repeat, in token ids.
+    `prediction` is text that the answer may repeat, in token ids; `format` tells what the answer is made of.
     """
 
     ids: list[int]
     segments: tuple[int, ...] = ()
     prediction: list[int] = attrs.field(factory=list)
+    format: AnswerFormat | None = None

@@ -10,9 +10,10 @@ from typing import Any
 import psutil
 
 from mlx_serving.actors.admission.catalogue import Catalogue, Served
+from mlx_serving.actors.admission.conversation import chat_text
 from mlx_serving.actors.admission.models import Answer, Models
 from mlx_serving.actors.admission.policy import Gate
-from mlx_serving.actors.admission.rendering import RenderingPool, chat_text
+from mlx_serving.actors.admission.rendering import RenderingPool
 from mlx_serving.actors.admission.requests import Requests
 from mlx_serving.actors.base import Node
 from mlx_serving.actors.errors import InvalidParameter, ServingError, describe

@@ -11,9 +11,11 @@ from typing import Any
 
 import attrs
 
+from mlx_serving.actors.admission.answer_format import ParserChoice, answer_format
+from mlx_serving.actors.admission.conversation import chat_text, template_arguments
 from mlx_serving.actors.admission.prompt import Prompt
 from mlx_serving.actors.admission.segments import message_ends
-from mlx_serving.actors.errors import InvalidParameter, TokenizerFailed
+from mlx_serving.actors.errors import InvalidParameter
 from mlx_serving.actors.messages.admission import GenerationRequested
 from mlx_serving.actors.messages.values import ChatMessage, unpack_ids
 from mlx_serving.actors.models.tokenizer import TextTokenizer
@@ -49,32 +51,20 @@ class RenderingPool:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def chat_text(tokenizer: TextTokenizer, messages: tuple[ChatMessage, ...], asks: bool = True) -> str:
-    """The prompt text of a conversation, at its end asking for an answer unless not `asks`.
-
-    Raises TokenizerFailed when the model has no template or it refuses.
-    """
-    if not tokenizer.has_chat_template:
-        raise TokenizerFailed("this model has no chat template; send a prompt instead", field="messages")
-    turns = [
-        {"role": turn.role, "content": turn.content} | ({"name": turn.name} if turn.name is not None else {})
-        for turn in messages
-    ]
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=asks)
-
-
-def rendered(tokenizer: TextTokenizer, asked: GenerationRequested, *, with_segments: bool) -> Prompt:
+def rendered(
+    tokenizer: TextTokenizer, asked: GenerationRequested, parsers: ParserChoice, *, with_segments: bool
+) -> Prompt:
     """Everything of a request that a tokenizer has to do with."""
-    prompt = _prompt(tokenizer, asked, with_segments)
+    prompt = _prompt(tokenizer, asked, parsers, with_segments)
     if asked.prediction is None:
         return prompt
     return attrs.evolve(prompt, prediction=tokenizer.encode(asked.prediction, add_special_tokens=False))
 
 
-def _prompt(tokenizer: TextTokenizer, asked: GenerationRequested, with_segments: bool) -> Prompt:
+def _prompt(tokenizer: TextTokenizer, asked: GenerationRequested, parsers: ParserChoice, with_segments: bool) -> Prompt:
     """A request's prompt, whichever form it has."""
     if asked.messages is not None:
-        return _rendered_chat(tokenizer, asked.messages, with_segments)
+        return _rendered_chat(tokenizer, asked, asked.messages, parsers, with_segments)
     if asked.prompt is not None:
         return Prompt(tokenizer.encode(asked.prompt, add_special_tokens=asked.add_special_tokens))
     packed = asked.prompt_ids or b""
@@ -83,14 +73,20 @@ def _prompt(tokenizer: TextTokenizer, asked: GenerationRequested, with_segments:
     return Prompt(unpack_ids(packed))
 
 
-def _rendered_chat(tokenizer: TextTokenizer, messages: tuple[ChatMessage, ...], with_segments: bool) -> Prompt:
-    def render(turns: tuple[ChatMessage, ...], asks: bool) -> str:
-        return chat_text(tokenizer, turns, asks)
-
-    text = render(messages, True)
+def _rendered_chat(
+    tokenizer: TextTokenizer,
+    asked: GenerationRequested,
+    messages: tuple[ChatMessage, ...],
+    parsers: ParserChoice,
+    with_segments: bool,
+) -> Prompt:
+    arguments = template_arguments(tokenizer.chat, asked)
+    text = chat_text(tokenizer, messages, True, arguments)
+    form = answer_format(asked, parsers, text)
     if not with_segments:
-        return Prompt(tokenizer.encode(text, add_special_tokens=False))
-    return Prompt(*tokenizer.encode_with_offsets(text, message_ends(text, messages, render)))
+        return Prompt(tokenizer.encode(text, add_special_tokens=False), format=form)
+    ends = message_ends(text, messages, lambda turns, asks: chat_text(tokenizer, turns, asks, arguments))
+    return Prompt(*tokenizer.encode_with_offsets(text, ends), format=form)
 
 
 def warm_ids(tokenizer: TextTokenizer, system: str) -> list[int]:

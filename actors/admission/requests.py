@@ -215,7 +215,16 @@ class Requests:
             self._gate.waiting -= 1
             if request.first_token_at is None:
                 request.first_token_at = self._node.clock()
-        return Delta(request.key[1], sequence.queued.index, output.text, output.token_ids, output.logprobs, output.end)
+        return Delta(
+            request.key[1],
+            sequence.queued.index,
+            output.text,
+            output.token_ids,
+            output.logprobs,
+            output.end,
+            output.reasoning,
+            output.tool_calls,
+        )
 
     def returned(self, peer: bytes, credits: CreditsReturned) -> None:
         request = self.streams.request((peer, credits.request_id))
@@ -239,7 +248,7 @@ class Requests:
         now = self._node.clock()
         self._deliver(request.key[0], RequestFinished(request.key[1], request.usage, request.timings(now)))
         reasons = {end.reason for end in request.ends}
-        self._ended(request, "length" if "length" in reasons else "stop", False)
+        self._ended(request, next(each for each in ("length", "tool_calls", "stop") if each in reasons), False)
 
     def fail(self, request: Request, error: ErrorInfo) -> None:
         """End a request with an error, and its sequences wherever they are."""

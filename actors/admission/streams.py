@@ -73,7 +73,8 @@ class Request:
         cached = min((end.cached_tokens for end in self.ends), default=0)
         completion = sum(end.completion_tokens for end in self.ends)
         drafts = total_drafts(end.drafts for end in self.ends)
-        return Usage(self.prompt_tokens, completion, cached, drafts=drafts)
+        reasoning = sum(end.reasoning_tokens for end in self.ends)
+        return Usage(self.prompt_tokens, completion, cached, reasoning, drafts=drafts)
 
     def timings(self, now: float) -> Timings:
         """The longest of its choices counts."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import attrs
 
-from mlx_serving.actors.generation.parsing.output import OutputParser, new_call_id
-from mlx_serving.actors.generation.parsing.parts import Part, merged
 from mlx_serving.actors.messages.values import AnswerFormat, ToolCallPart
+from mlx_serving.actors.parsing.output import OutputParser, new_call_id
+from mlx_serving.actors.parsing.parts import Part, merged
 from mlx_serving.native import StopMatcher
 
 

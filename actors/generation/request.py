@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from mlx_serving.actors.errors import ContextOverflow, InvalidParameter
 from mlx_serving.actors.generation.answer import Answer
-from mlx_serving.actors.generation.parsing.output import markers_of
 from mlx_serving.actors.generation.text import IncrementalDecoder
 from mlx_serving.actors.messages.batching import SequenceQueued
 from mlx_serving.actors.messages.values import ModelInfo, unpack_ids
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
+from mlx_serving.actors.parsing.output import markers_of
 
 
 def prompt_of(sequence: SequenceQueued, record: ModelRecord) -> list[int]:

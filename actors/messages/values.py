@@ -140,7 +140,7 @@ class Guidance:
 class AnswerFormat:
     """How a model's output is taken apart, and what is forced upon it besides `guidance`.
 
-    `reasoning` and `calls` name parsers of `actors/generation/parsing`, "" for none. `is_thinking`: the prompt ends
+    `reasoning` and `calls` name parsers of `actors/parsing`, "" for none. `is_thinking`: the prompt ends
     inside a span of reasoning. Guidance begins where the answer does, after the reasoning; if `lazy`, wherever the
     answer opens a call, and ends with it. `parallel`: there may be several calls. `thinking_budget`: tokens of
     reasoning after which its end is forced.

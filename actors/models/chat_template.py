@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import attrs
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -25,6 +26,8 @@ from mlx_serving.actors.errors import TokenizerFailed
 
 JSON = Any
 _Result = TypeVar("_Result")
+_NO_TEMPLATE = "this model has no chat template: send the prompt as plain text instead"
+_PROBE_TOOLS = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"properties": {}}}}]
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -35,6 +38,44 @@ class ChatTemplate:
     sources: Mapping[str, str]
     special_tokens: Mapping[str, str] = attrs.field(factory=dict)
     _compiled: dict[str, jinja2.Template] = attrs.field(factory=dict, init=False, repr=False)
+    _read: dict[str, frozenset[str]] = attrs.field(factory=dict, init=False, repr=False)
+    _wants_text: bool | None = attrs.field(default=None, init=False, repr=False)
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether there is a template that shows tools to the model."""
+        return "tools" in self.variables("tool_use" if "tool_use" in self.sources else "default")
+
+    def variables(self, name: str = "default") -> frozenset[str]:
+        """What the template reads and does not set itself. TokenizerFailed when there is no such template."""
+        if name not in self.sources:
+            raise TokenizerFailed(_NO_TEMPLATE)
+        if name not in self._read:
+            tree = _or_refused(lambda: _environment().parse(self.sources[name]))
+            self._read[name] = frozenset(jinja2.meta.find_undeclared_variables(tree))
+        return self._read[name]
+
+    @property
+    def wants_argument_text(self) -> bool:
+        """Whether arguments of earlier calls must be JSON text: some templates write them as they are.
+
+        Found by rendering a call with an object: a template for texts fails, or shows Python's notation of it.
+        """
+        if self._wants_text is None:
+            self._wants_text = self._refuses_objects()
+        return self._wants_text
+
+    def _refuses_objects(self) -> bool:
+        call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"key": "value"}}}
+        turns: list[dict[str, JSON]] = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "b", "name": "f", "tool_call_id": "abcdefghi"},
+        ]
+        try:
+            return "{'key': 'value'}" in self.render(turns, tools=_PROBE_TOOLS)
+        except TokenizerFailed:
+            return _renders(self, _with_text(turns))
 
     def render(
         self,
@@ -56,10 +97,26 @@ class ChatTemplate:
 
     def _template(self, name: str) -> jinja2.Template:
         if name not in self.sources:
-            raise TokenizerFailed("this model has no chat template: send the prompt as plain text instead")
+            raise TokenizerFailed(_NO_TEMPLATE)
         if name not in self._compiled:
             self._compiled[name] = _or_refused(lambda: _environment().from_string(self.sources[name]))
         return self._compiled[name]
+
+
+def _renders(chat: ChatTemplate, turns: Sequence[Mapping[str, JSON]]) -> bool:
+    try:
+        chat.render(turns, tools=_PROBE_TOOLS)
+    except TokenizerFailed:
+        return False
+    return True
+
+
+def _with_text(turns: Sequence[Mapping[str, JSON]]) -> list[dict[str, JSON]]:
+    """The same with the arguments of the second turn's call as text."""
+    user, assistant, tool = map(dict, turns)
+    [call] = assistant["tool_calls"]
+    text = json.dumps(call["function"]["arguments"])
+    return [user, {**assistant, "tool_calls": [{**call, "function": {**call["function"], "arguments": text}}]}, tool]
 
 
 def _or_refused(work: Callable[[], _Result]) -> _Result:

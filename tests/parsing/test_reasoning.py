@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.actors.generation.parsing.formats import call_format_of, reasoning_format_of
-from mlx_serving.actors.generation.parsing.output import OutputParser
-from mlx_serving.actors.generation.parsing.parts import Part, merged
 from mlx_serving.actors.messages.values import AnswerFormat, Tool
+from mlx_serving.actors.parsing.formats import call_format_of, reasoning_format_of
+from mlx_serving.actors.parsing.output import OutputParser
+from mlx_serving.actors.parsing.parts import Part, merged
 
 THINK = AnswerFormat(reasoning="think")
 OPENED = AnswerFormat(reasoning="think", is_thinking=True)

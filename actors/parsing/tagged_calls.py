@@ -8,10 +8,10 @@ from typing import Any
 
 import attrs
 
-from mlx_serving.actors.generation.parsing.blocks import blocks
-from mlx_serving.actors.generation.parsing.reader import Reader, Reading
-from mlx_serving.actors.generation.parsing.typed_values import as_json, is_text, properties_of
 from mlx_serving.actors.messages.values import Tool
+from mlx_serving.actors.parsing.blocks import blocks
+from mlx_serving.actors.parsing.reader import Reader, Reading
+from mlx_serving.actors.parsing.typed_values import as_json, is_text, properties_of
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 FUNCTION, FUNCTION_END = "<function=", "</function>"

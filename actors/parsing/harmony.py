@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from mlx_serving.actors.generation.parsing.reader import Reader, Reading
+from mlx_serving.actors.parsing.reader import Reader, Reading
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mlx_serving.actors.generation.parsing.grammar_rules import Rules, any_of, text
-from mlx_serving.actors.generation.parsing.typed_values import declared_types
+from mlx_serving.actors.parsing.grammar_rules import Rules, any_of, text
+from mlx_serving.actors.parsing.typed_values import declared_types
 
 Schema = Any
 

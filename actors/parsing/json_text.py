@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 
-from mlx_serving.actors.generation.parsing.reader import Reader, Reading
+from mlx_serving.actors.parsing.reader import Reader, Reading
 
 Give = Callable[[str], None]
 
@@ -38,7 +38,7 @@ def value(reader: Reader, give: Give) -> Reading[bool]:
 
 
 def _step(reader: Reader, give: Give, closing: list[str], state: str) -> Reading[str]:
-    """One token. What may follow: `value` or `key`, either or the end (`value?`, `key?`), what comes `after` a value."""
+    """One token. What may follow: `value` or `key`, either or the end (`value?`, `key?`), what is `after` a value."""
     char = yield from reader.peek()
     if closing and char == closing[-1] and state in ("after", "value?", "key?"):
         give(reader.take(1))

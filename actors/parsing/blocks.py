@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mlx_serving.actors.generation.parsing.reader import Reader, Reading
+from mlx_serving.actors.parsing.reader import Reader, Reading
 
 Block = Callable[[Reader, str], Reading[bool]]
 """Reads what follows the marker that was found; whether there was a call. Fails its attempt where there was none."""

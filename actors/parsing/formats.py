@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import attrs
 
-from mlx_serving.actors.generation.parsing import gemma_calls, headed_calls, json_calls, tagged_calls
-from mlx_serving.actors.generation.parsing.blocks import blocks
-from mlx_serving.actors.generation.parsing.harmony import CHANNEL, CONSTRAIN, ENDS, MESSAGE, START, harmony
-from mlx_serving.actors.generation.parsing.reader import Reader, Reading
 from mlx_serving.actors.messages.values import Tool
+from mlx_serving.actors.parsing import gemma_calls, headed_calls, json_calls, tagged_calls
+from mlx_serving.actors.parsing.blocks import blocks
+from mlx_serving.actors.parsing.harmony import CHANNEL, CONSTRAIN, ENDS, MESSAGE, START, harmony
+from mlx_serving.actors.parsing.reader import Reader, Reading
 
 Read = Callable[[Reader], Reading[None]]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import attrs
 
-from mlx_serving.actors.generation.parsing import gemma_calls, harmony, headed_calls, tagged_calls
-from mlx_serving.actors.generation.parsing.argument_grammars import bare_value, gemma_object, properties_of
-from mlx_serving.actors.generation.parsing.formats import PYTHON_TAG
-from mlx_serving.actors.generation.parsing.grammar_rules import Rules, TokenOf, any_of, text
 from mlx_serving.actors.messages.values import Tool
+from mlx_serving.actors.parsing import gemma_calls, harmony, headed_calls, tagged_calls
+from mlx_serving.actors.parsing.argument_grammars import bare_value, gemma_object, properties_of
+from mlx_serving.actors.parsing.formats import PYTHON_TAG
+from mlx_serving.actors.parsing.grammar_rules import Rules, TokenOf, any_of, text
 
 Schema = dict[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 import attrs
 
-from mlx_serving.actors.generation.parsing import json_text
-from mlx_serving.actors.generation.parsing.reader import Reader, Reading
+from mlx_serving.actors.parsing import json_text
+from mlx_serving.actors.parsing.reader import Reader, Reading
 
 Outcome = Literal["call", "none", "broken", "trailing"]
 """`none`: it is no call, and nothing was given. `broken`: in its arguments. `trailing`: after its arguments."""

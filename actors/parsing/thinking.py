@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from mlx_serving.actors.generation.parsing.reader import SPACE, Reader, Reading
+from mlx_serving.actors.parsing.reader import SPACE, Reader, Reading
 
 
 @attrs.frozen

@@ -7,8 +7,8 @@ import re
 
 import attrs
 
-from mlx_serving.actors.generation.parsing.blocks import blocks
-from mlx_serving.actors.generation.parsing.reader import Reader, Reading
+from mlx_serving.actors.parsing.blocks import blocks
+from mlx_serving.actors.parsing.reader import Reader, Reading
 
 FUNCTION_GEMMA = ("<start_function_call>", "<end_function_call>", "<escape>")
 GEMMA4 = ("<|tool_call>", "<tool_call|>", '<|"|>')

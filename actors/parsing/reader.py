@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-from mlx_serving.actors.generation.parsing.parts import Part, PartKind
+from mlx_serving.actors.parsing.parts import Part, PartKind
 
 Result = TypeVar("Result")
 Reading = Generator[None, None, Result]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 import string
 
-from mlx_serving.actors.generation.parsing.formats import CALLS, REASONING
-from mlx_serving.actors.generation.parsing.harmony import harmony
-from mlx_serving.actors.generation.parsing.parts import Part
-from mlx_serving.actors.generation.parsing.reader import Parser
-from mlx_serving.actors.generation.parsing.thinking import Thinking
 from mlx_serving.actors.messages.values import AnswerFormat
+from mlx_serving.actors.parsing.formats import CALLS, REASONING
+from mlx_serving.actors.parsing.harmony import harmony
+from mlx_serving.actors.parsing.parts import Part
+from mlx_serving.actors.parsing.reader import Parser
+from mlx_serving.actors.parsing.thinking import Thinking
 
 _ID_CHARACTERS = string.ascii_letters + string.digits
 _ID_LENGTH = 24

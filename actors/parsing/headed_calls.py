@@ -6,9 +6,9 @@ DeepSeek and Kimi frame them with markers of their own, Mistral writes the name 
 # ruff: noqa: RUF001 - DeepSeek's markers have full-width bars
 from __future__ import annotations
 
-from mlx_serving.actors.generation.parsing import json_calls, json_text
-from mlx_serving.actors.generation.parsing.blocks import blocks
-from mlx_serving.actors.generation.parsing.reader import Reader, Reading
+from mlx_serving.actors.parsing import json_calls, json_text
+from mlx_serving.actors.parsing.blocks import blocks
+from mlx_serving.actors.parsing.reader import Reader, Reading
 
 DEEPSEEK = (
     "<｜tool▁calls▁begin｜>",

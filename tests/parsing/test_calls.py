@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.actors.generation.parsing.formats import CALLS
-from mlx_serving.actors.generation.parsing.output import OutputParser
-from mlx_serving.actors.generation.parsing.parts import Part, merged
 from mlx_serving.actors.messages.values import AnswerFormat, Tool
+from mlx_serving.actors.parsing.formats import CALLS
+from mlx_serving.actors.parsing.output import OutputParser
+from mlx_serving.actors.parsing.parts import Part, merged
 
 WEATHER = {
     "type": "object",
