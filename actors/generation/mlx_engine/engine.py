@@ -23,7 +23,7 @@ import mlx.core as mx
 
 from mlx_serving.actors.clock import Clock, monotonic
 from mlx_serving.actors.errors import GenerationFailed, ServingError, describe
-from mlx_serving.actors.generation.answer import Answer, Timeline
+from mlx_serving.actors.generation.answer import Timeline, output_of
 from mlx_serving.actors.generation.capacity import kv_budget
 from mlx_serving.actors.generation.engine import EngineLimits, StepReport
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
@@ -37,8 +37,7 @@ from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
 from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
 from mlx_serving.actors.generation.pacing import PrefillPace
-from mlx_serving.actors.generation.request import answer_limit, info_of, is_prefill_only, prompt_of
-from mlx_serving.actors.generation.text import IncrementalDecoder
+from mlx_serving.actors.generation.request import answer_limit, answer_of, info_of, is_prefill_only, prompt_of
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
 from mlx_serving.actors.messages.values import ModelInfo, TokenLogprob
@@ -99,13 +98,12 @@ class MlxEngine:
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:
         prompt = prompt_of(sequence, self._record)
-        decoder = IncrementalDecoder(self._tokenizer.backend, self._tokenizer.special_ids)
         limit = answer_limit(sequence, len(prompt), self._record)
         row = Row(
             sequence,
             prompt,
             len(prompt),
-            Answer(sequence.stopping, limit, self._eos_ids, decoder),
+            answer_of(sequence, limit, self._eos_ids, self._tokenizer),
             RowSampling.begin(sequence.sampling, sequence.index, prompt),
             Timeline(sequence.queued_at, started_at),
         )
@@ -309,7 +307,7 @@ class MlxEngine:
             self._forget(row)
         sequence_id = row.sequence.sequence_id
         shown = logprobs if piece.token_ids else ()
-        self._put(SequenceOutput(sequence_id, piece.text, piece.token_ids, shown, end=end))
+        self._put(output_of(sequence_id, piece, shown, end))
 
     def _put(self, output: SequenceOutput) -> None:
         """A step gives a sequence at most one output, of however many tokens."""
@@ -320,6 +318,8 @@ class MlxEngine:
                 text=before.text + output.text,
                 token_ids=before.token_ids + output.token_ids,
                 logprobs=before.logprobs + output.logprobs,
+                reasoning=before.reasoning + output.reasoning,
+                tool_calls=before.tool_calls + output.tool_calls,
             )
         self._outputs[output.sequence_id] = output
 
