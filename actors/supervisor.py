@@ -153,7 +153,7 @@ class Supervisor:
             case ChildExited():
                 self._exited(message)
             case ReplicaRequested(model=model):
-                self._request_replica(model, is_default=False)
+                self._request_replicas(model, is_default=False)
             case ReplicaReleased(model=model):
                 self._release_replicas(model)
             case ModelServes(model=model):
@@ -192,9 +192,9 @@ class Supervisor:
 
     def _start_models(self) -> None:
         models = self._node.settings.models
-        self._request_replica(models.default, is_default=True)
+        self._request_replicas(models.default, is_default=True)
         for name in models.preload:
-            self._request_replica(name, is_default=False)
+            self._request_replicas(name, is_default=False)
 
     def _start(self, member: Member) -> None:
         now = self._node.clock()
@@ -223,7 +223,7 @@ class Supervisor:
     def _child_exited(self, name: str, status: int) -> None:
         self.post(ChildExited(name, 0, status))
 
-    def _request_replica(self, model: str, *, is_default: bool) -> None:
+    def _request_replicas(self, model: str, *, is_default: bool) -> None:
         if self._draining:
             error = ActorUnavailable("the server is shutting down", retry_after=5.0, model=model)
             self._node.tell("admission", ReplicaDown("", model, error.message, False, describe(error)))
@@ -240,9 +240,10 @@ class Supervisor:
         if any(member.model and member.model.name == record.name for member in self._replicas):
             return
         is_default = is_default or record.name == self._node.settings.models.default
-        member = Member("replica", "", record, is_default)
-        self._replicas.append(member)
-        self._start(member)
+        for _ in range(self._node.settings.models.replicas):
+            member = Member("replica", "", record, is_default)
+            self._replicas.append(member)
+            self._start(member)
 
     def _ready(self, message: ActorReady) -> None:
         member = self._named(message.name)

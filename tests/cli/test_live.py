@@ -124,6 +124,28 @@ def test_bench_as_a_table(live: Run) -> None:
     assert "tokens/s" in done.stdout
 
 
+def test_caches_are_shown_cleared_and_warmed(live: Run) -> None:
+    shown = live("cache", "stats")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert all(word in shown.stdout for word in ("smollm2-135m", "replica-", "off"))
+    (cache,) = json.loads(live("cache", "stats", "--json", "-m", "smollm2-135m").stdout)
+    assert (cache["model"], cache["stats"]["enabled"]) == ("smollm2-135m", False)
+    cleared = live("cache", "clear", "--tier", "memory")
+    assert (cleared.returncode, cleared.stdout) == (0, "")
+    assert "keeps no prefixes" in cleared.stderr
+    assert [each["model"] for each in json.loads(live("cache", "clear", "--json").stdout)] == ["smollm2-135m"]
+    assert json.loads(live("cache", "warm", "--json").stdout) == []
+    assert "models.warm_prompts" in live("cache", "warm").stderr
+
+
+def test_what_the_caches_do_not_know_is_refused(live: Run) -> None:
+    assert live("cache", "clear", "--tier", "tape").returncode == 2
+    for arguments in (("cache", "warm", "nobody"), ("cache", "stats", "-m", "nobody")):
+        refused = live(*arguments)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "nobody" in refused.stderr
+
+
 def test_a_model_is_unloaded_and_loaded_again(live: Run) -> None:
     assert live("models", "unload", "smollm2-135m").returncode == 0
     states = [one["state"] for one in json.loads(live("models", "list", "--json").stdout)]
