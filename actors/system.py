@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+import attrs
+
 from mlx_serving.actors import addresses
 from mlx_serving.actors.addresses import CONTROL_ACTORS, DOOR, AddressBook
 from mlx_serving.actors.base import Actor, Node, Place, socket_options
@@ -72,6 +74,9 @@ def _engine(order: Order) -> Engine:
     blas.install(settings.blas)
     from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 
+    if not settings.prefix_cache.directory:
+        cache = attrs.evolve(settings.prefix_cache, directory=str(order.home / "state" / "prefix"))
+        settings = attrs.evolve(settings, prefix_cache=cache)
     adapters = AdapterStore(order.home, order.settings.models.adapters)
     tokenizer = TextTokenizer.load(record.path)
     return MlxEngine(record, settings, tokenizer, find_adapter=lambda identity: adapters.open(record, identity))

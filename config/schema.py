@@ -167,7 +167,9 @@ class PrefixCache:
 
     enabled: bool = setting(True, "Keep and reuse the keys and values of prompts and answers.")
     bytes: int = setting(
-        0, "Memory for them; 0 takes a quarter of the budget of cached keys and values (kv_bytes).", minimum=0
+        0,
+        "Memory for them out of the budget of cached keys and values, at most half of it; 0: a quarter of it.",
+        minimum=0,
     )
     block_tokens: int = setting(256, "Most tokens that are kept, evicted and written together.", minimum=16)
     disk_bytes: int = setting(

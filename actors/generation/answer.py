@@ -93,7 +93,7 @@ class Timeline:
     started_at: float
     first_token_at: float | None = None
 
-    def end(self, piece: Piece, answer: Answer, prompt_tokens: int, now: float) -> SequenceEnd:
+    def end(self, piece: Piece, answer: Answer, prompt_tokens: int, cached_tokens: int, now: float) -> SequenceEnd:
         """The account of an answer that `piece`, which has a reason, ended."""
         assert piece.reason is not None
         first = now if self.first_token_at is None else self.first_token_at
@@ -101,6 +101,7 @@ class Timeline:
             reason=piece.reason,
             prompt_tokens=prompt_tokens,
             completion_tokens=answer.tokens,
+            cached_tokens=cached_tokens,
             matched=piece.matched,
             reasoning_tokens=answer.reasoning_tokens,
             queue_seconds=max(0.0, self.started_at - self.queued_at),

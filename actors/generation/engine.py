@@ -33,7 +33,8 @@ class EngineLimits:
 class StepReport:
     """One step. `outputs` has at most one entry a sequence; the counters feed telemetry (bytes, tokens).
 
-    `drafted` tokens were proposed by speculation; `accepted` of them in each row that had any.
+    `drafted` tokens were proposed by speculation; `accepted` of them in each row that had any. `prefixes` is what
+    `cache_stats` says after it.
     """
 
     outputs: tuple[SequenceOutput, ...] = ()
@@ -44,6 +45,7 @@ class StepReport:
     cache_bytes: int = 0
     drafted: int = 0
     accepted: tuple[int, ...] = ()
+    prefixes: CacheStats | None = None
 
 
 @attrs.frozen

@@ -170,7 +170,7 @@ class ScriptedEngine:
         if piece.reason is None:
             return output_of(sequence_id, piece, logprobs)
         self.cancel(sequence_id)
-        end = row.timeline.end(piece, row.answer, row.prompt_tokens, now)
+        end = row.timeline.end(piece, row.answer, row.prompt_tokens, 0, now)
         return output_of(sequence_id, piece, logprobs, end)
 
     def _token(self, row: _Row, position: int) -> int:

@@ -15,6 +15,7 @@ before it may join the others: the row at fault fails there by itself.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from typing import Any
 
@@ -24,8 +25,8 @@ import mlx.core as mx
 from mlx_serving.actors.clock import Clock, monotonic
 from mlx_serving.actors.errors import GenerationFailed, ServingError, describe
 from mlx_serving.actors.generation.answer import Timeline, output_of
-from mlx_serving.actors.generation.capacity import kv_budget
-from mlx_serving.actors.generation.engine import EngineLimits, StepReport
+from mlx_serving.actors.generation.capacity import kv_budget, prefix_bytes
+from mlx_serving.actors.generation.engine import EngineLimits, HeldPrefixes, StepReport
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine import loading
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters, FindAdapter, no_adapter
@@ -33,6 +34,7 @@ from mlx_serving.actors.generation.mlx_engine.batch import Batch, Step
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
 from mlx_serving.actors.generation.mlx_engine.prompts import IDLE_TOKENS, Prompts
+from mlx_serving.actors.generation.mlx_engine.reuse import reuse_for
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
 from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
@@ -40,7 +42,7 @@ from mlx_serving.actors.generation.pacing import PrefillPace
 from mlx_serving.actors.generation.request import answer_limit, answer_of, info_of, is_prefill_only, prompt_of
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
-from mlx_serving.actors.messages.values import ModelInfo, TokenLogprob
+from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo, TokenLogprob
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
@@ -91,10 +93,7 @@ class MlxEngine:
         loading.speed_up(self._model, self._settings)
         self._start_batching()
         self._warm_up()
-        weights, memory = loading.weight_bytes(self._model), loading.memory_bytes()
-        return info_of(self._record), EngineLimits(
-            self._slots, kv_budget(self._settings, weights, memory), weights, memory
-        )
+        return info_of(self._record), self._limits
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:
         prompt = prompt_of(sequence, self._record)
@@ -108,6 +107,7 @@ class MlxEngine:
             Timeline(sequence.queued_at, started_at),
         )
         row.adapter = self._adapters.acquire(sequence.adapter)
+        self._reuse.queue(row)
         self._rows[sequence.sequence_id] = row
         self._prompts.waiting.append(row)
 
@@ -119,6 +119,7 @@ class MlxEngine:
         self._end_prefill_only()
         stepped, tokens = len(self._in_flight[0].rows) if self._in_flight else 0, self._decode()
         self._steps += 1
+        self._reuse.turn()
         if self._steps % _STEPS_BETWEEN_CLEARINGS == 0:
             mx.clear_cache()
         self._rest()
@@ -129,6 +130,7 @@ class MlxEngine:
             prefill_tokens=self._prefilled,
             active_bytes=mx.get_active_memory(),
             cache_bytes=mx.get_cache_memory(),
+            prefixes=self._reuse.stats(),
         )
 
     def cancel(self, sequence_id: int) -> None:
@@ -155,13 +157,23 @@ class MlxEngine:
     def pending(self) -> int:
         return sum(not row.is_paused for row in self._rows.values())
 
+    def cache_stats(self) -> CacheStats:
+        return self._reuse.stats()
+
+    def clear_cache(self, tier: CacheTier) -> None:
+        self._reuse.clear(tier)
+
+    def held_prefixes(self) -> HeldPrefixes | None:
+        return self._reuse.held()
+
     def close(self) -> None:
         self._rows.clear()
         self._returning.clear()
         if hasattr(self, "_batch"):
             self._prompts.clear()
             self._drop_batch()
-            del self._batch, self._prompts, self._adapters
+            self._reuse.close()
+            del self._batch, self._prompts, self._adapters, self._reuse
         self._model = None
         mx.clear_cache()
 
@@ -173,7 +185,14 @@ class MlxEngine:
         slabs = cache.can_roll_back
         if not slabs and not prompt_caches.are_mergeable(prompt_caches.new_caches(self._model)):
             self._slots = 1
-        self._prompts = Prompts(self._model, self._adapters, self._new_caches, slabs, self._fail, self._is_cleared)
+        weights, memory = loading.weight_bytes(self._model), loading.memory_bytes()
+        budget = kv_budget(self._settings, weights, memory)
+        kept = prefix_bytes(self._settings, budget)
+        self._limits = EngineLimits(self._slots, budget - kept, weights, memory)
+        self._reuse = reuse_for(self._record, self._settings, self._new_caches, kept)
+        self._prompts = Prompts(
+            self._model, self._adapters, self._new_caches, self._reuse, slabs, self._fail, self._is_cleared
+        )
 
     def _new_caches(self) -> Caches:
         return prompt_caches.new_caches(self._model, self._form)
@@ -199,9 +218,17 @@ class MlxEngine:
                 row.caches = self._batch.take(index)
                 prompt_caches.start(prompt_caches.states(row.caches))
             row.is_parked = row.is_paused
+        self._leave_prefixes()
         staying = [index for index, row in enumerate(rows) if not (row.is_gone or row.is_paused or row.is_drawn_out)]
         if len(staying) < len(rows):
             self._batch.keep(staying)
+
+    def _leave_prefixes(self) -> None:
+        """Rows that are about to leave the batch for good leave what they have to the prefix cache."""
+        leaving = [index for index, row in enumerate(self._batch.rows) if row.is_gone or row.is_drawn_out]
+        for index in leaving:
+            row, is_alone = self._batch.rows[index], len(leaving) == len(self._batch.rows)
+            self._reuse.leave(row, functools.partial(self._batch.cache.view, index), is_alone)
 
     def _forget(self, row: Row) -> None:
         if not row.is_gone:
@@ -216,7 +243,8 @@ class MlxEngine:
         if not self._prompts:
             return 0
         decoding = len(self._batch.rows)
-        self._prompts.admit(self._settings.max_prefills if decoding else self._slots, self._slots - decoding)
+        most = self._settings.max_prefills if decoding else self._slots
+        self._prompts.admit(most, self._slots - decoding, is_busy=decoding > 0)
         return self._prompts.advance(self._pace.budget if decoding else IDLE_TOKENS, not decoding)
 
     def _end_prefill_only(self) -> None:
@@ -229,7 +257,7 @@ class MlxEngine:
             except Exception as error:
                 self._fail(row, error)
                 continue
-            end = row.timeline.end_of_prefill(row.prompt_tokens, 0, self._clock())
+            end = row.timeline.end_of_prefill(row.prompt_tokens, row.cached_tokens, self._clock())
             self._forget(row)
             self._put(SequenceOutput(row.sequence.sequence_id, "", (), end=end))
 
@@ -293,6 +321,7 @@ class MlxEngine:
     def _deliver(self, row: Row, reading: Reading) -> None:
         """Turn a token into an output, and end the row if it was the last."""
         if reading.token_id < 0:
+            self._reuse.distrust(row)
             self._fail(row, GenerationFailed(_NOT_FINITE))
             return
         now = self._clock()
@@ -303,7 +332,8 @@ class MlxEngine:
         logprobs = (self._logprob(reading.token_id, reading.logprob),) if reading.logprob is not None else ()
         end = None
         if piece.reason is not None:
-            end = row.timeline.end(piece, row.answer, row.prompt_tokens, now)
+            end = row.timeline.end(piece, row.answer, row.prompt_tokens, row.cached_tokens, now)
+            self._reuse.end(row)
             self._forget(row)
         sequence_id = row.sequence.sequence_id
         shown = logprobs if piece.token_ids else ()
@@ -335,6 +365,7 @@ class MlxEngine:
     def _fail(self, row: Row, error: Exception) -> None:
         if not isinstance(error, ServingError):
             error = GenerationFailed(f"{type(error).__name__}: {error}")
+        row.is_failed = True
         self._forget(row)
         if row in self._prompts.filling:
             self._prompts.filling.remove(row)
@@ -357,7 +388,9 @@ class MlxEngine:
     def _rest(self) -> None:
         """With no row left, nothing of the last ones stays in memory."""
         if not self._rows:
+            self._leave_prefixes()
             self._drop_batch()
+            self._reuse.rest()
             if mx.get_cache_memory() > _IDLE_CACHE_BYTES:
                 mx.clear_cache()
 

@@ -71,6 +71,14 @@ class LayerSlab:
 
         return tree_map(copied, self.keys), tree_map(copied, self.values)
 
+    def shown(self, slot: int, length: int) -> tuple[Slab, Slab]:
+        """A row's keys and values, in place."""
+
+        def part(slab: mx.array) -> mx.array:
+            return slab[slot : slot + 1, :, :length]
+
+        return tree_map(part, self.keys), tree_map(part, self.values)
+
     def grow(self, slots: int) -> None:
         def grown(part: mx.array) -> mx.array:
             return mx.concatenate([part, mx.zeros((slots - part.shape[0], *part.shape[1:]), part.dtype)])
@@ -152,13 +160,17 @@ class SlabGroup:
 
     def take(self, slot: int) -> Caches:
         """A copy of one row as plain caches."""
-        caches = []
-        for layer in self.layers:
-            cache = self._form.new_cache()
-            cache.keys, cache.values = layer.row(slot, self.lengths[slot])
-            cache.offset = self.lengths[slot]
-            caches.append(cache)
-        return caches
+        return [self._cache(layer.row(slot, self.lengths[slot]), slot) for layer in self.layers]
+
+    def view(self, slot: int) -> Caches:
+        """One row as plain caches that are no copies."""
+        return [self._cache(layer.shown(slot, self.lengths[slot]), slot) for layer in self.layers]
+
+    def _cache(self, sides: tuple[Slab, Slab], slot: int) -> Any:
+        cache = self._form.new_cache()
+        cache.keys, cache.values = sides
+        cache.offset = self.lengths[slot]
+        return cache
 
     def attend(
         self,

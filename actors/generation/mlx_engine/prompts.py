@@ -12,6 +12,7 @@ from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine import prefill
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.reuse import Reuse
 from mlx_serving.actors.generation.mlx_engine.row import Row
 
 IDLE_TOKENS = 2048
@@ -26,6 +27,7 @@ class Prompts:
         model: Any,
         adapters: Adapters,
         new_caches: Callable[[], Caches],
+        reuse: Reuse,
         shares_passes: bool,
         fail: Callable[[Row, Exception], None],
         is_cleared: Callable[[Row], bool],
@@ -34,6 +36,7 @@ class Prompts:
         self._model = model
         self._adapters = adapters
         self._new_caches = new_caches
+        self._reuse = reuse
         self._shares_passes = shares_passes
         self._fail = fail
         self._is_cleared = is_cleared
@@ -49,17 +52,20 @@ class Prompts:
         self.filling.clear()
         self.ready.clear()
 
-    def admit(self, most: int, room: int) -> None:
-        """Begin as many prompts as may be prefilled side by side, in order. `room`: places left in the batch."""
+    def admit(self, most: int, room: int, is_busy: bool) -> None:
+        """Begin as many prompts as may be prefilled side by side, in order, but for those that had better wait.
+
+        `room`: places left in the batch. `is_busy`: some rows decode.
+        """
         self._forget_gone()
         active = sum(not row.is_paused for row in self.filling)
         room -= len(self.ready) + active
         for row in list(self.waiting):
             if active >= most or room <= 0:
                 return
-            if not row.is_paused:
+            if not row.is_paused and not self._reuse.must_wait(row, self.filling, is_busy):
                 self.waiting.remove(row)
-                self.filling.append(row)
+                self._begin(row)
                 active, room = active + 1, room - 1
 
     def advance(self, budget: int, is_alone: bool) -> int:
@@ -71,7 +77,7 @@ class Prompts:
             together = [row for row in active if prefill.can_share(row)] if self._shares_passes else []
             if len(together) > 1:
                 return self._fill_together(together, budget)
-        counts = prefill.shares([row.unfilled for row in active], budget)
+        counts = prefill.shares([row.until_stop for row in active], budget)
         for row, count in zip(active, counts, strict=True):
             self._fill(row, count)
         return sum(counts)
@@ -83,10 +89,18 @@ class Prompts:
             self.ready = [row for row in self.ready if row not in joining]
         return joining
 
+    def _begin(self, row: Row) -> None:
+        self.filling.append(row)
+        try:
+            self._reuse.begin(row)
+        except Exception as error:
+            self._fail(row, error)
+
     def _fill(self, row: Row, count: int) -> None:
         try:
             self._adapters.select([row.adapter])
             prefill.fill(self._model, row, count, self._new_caches)
+            self._reuse.advance(row)
         except Exception as error:
             self._fail(row, error)
             return
@@ -107,6 +121,7 @@ class Prompts:
                 self._fill(row, row.unfilled)
             return count
         for row in rows:
+            self._reuse.advance(row)
             self._done(row)
         return count
 

@@ -7,6 +7,7 @@ import attrs
 from mlx_serving.actors.generation.answer import Answer, Timeline
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
+from mlx_serving.actors.generation.mlx_engine.prefix_disk import Prefetch
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
 from mlx_serving.actors.messages.batching import SequenceQueued
 
@@ -45,11 +46,24 @@ class Row:
     """It was in a batch that failed, and must decode one token alone before it may join another."""
     held: list[Reading] = attrs.field(factory=list)
     """Tokens that were being computed when the row was parked."""
+    namespace: bytes = b""
+    """Within which it shares prefixes with others."""
+    cached_tokens: int = 0
+    """Of the prompt, taken from the prefix cache."""
+    stops: list[int] = attrs.field(factory=list)
+    """Lengths, ascending, at which prefill lets the prefix cache see what it has."""
+    prefetch: Prefetch | None = None
+    is_failed: bool = False
 
     @property
     def unfilled(self) -> int:
         """Tokens to prefill; the last one is left to the decode step, which draws from its logits."""
         return len(self.ids) - 1 - self.filled
+
+    @property
+    def until_stop(self) -> int:
+        """Tokens to prefill in one go at most."""
+        return min(self.unfilled, self.stops[0] - self.filled) if self.stops else self.unfilled
 
     @property
     def is_drawn_out(self) -> bool:

@@ -41,6 +41,10 @@ class RowsCache(Protocol):
         """Plain caches with a copy of one row."""
         ...
 
+    def view(self, index: int) -> Caches:
+        """Plain caches that show one row until the next pass; what is to stay has to be copied from them."""
+        ...
+
     def reserve(self, tokens: int) -> Order | None:
         """Make room for so many more tokens in every row. None: the order is as before."""
         ...
@@ -94,6 +98,9 @@ class MergedRows:
 
     def take(self, index: int) -> Caches:
         return self._caches if self._count == 1 else prompt_caches.take(self._caches, index)
+
+    def view(self, index: int) -> Caches:
+        return self.take(index)
 
     def reserve(self, tokens: int) -> Order | None:
         return None

@@ -135,6 +135,10 @@ class SlabRows:
         group, slot = self._find(index)
         return group.take(slot)
 
+    def view(self, index: int) -> Caches:
+        group, slot = self._find(index)
+        return group.view(slot)
+
     def reserve(self, tokens: int) -> Order | None:
         if all(max(group.lengths, default=0) + tokens <= group.capacity for group in self._groups):
             return None

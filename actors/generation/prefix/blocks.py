@@ -27,6 +27,8 @@ class Block(Generic[P]):
     holders: int = 0
     pins: int = 0
     """While there are any, no node that holds it is evicted."""
+    is_void: bool = False
+    """It is of no use to anyone: a block with more tokens has its place, or it is not to be trusted."""
 
 
 @attrs.frozen

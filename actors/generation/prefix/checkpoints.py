@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic
 
 import attrs
@@ -22,6 +23,8 @@ class Checkpoint(Generic[P]):
     tokens: int
     payload: P
     pins: int = 0
+    is_void: bool = False
+    """It is not to be trusted."""
 
 
 class Checkpoints(Generic[P]):
@@ -46,6 +49,15 @@ class Checkpoints(Generic[P]):
             found = self._by_key.get(key, found)
         return found
 
+    @contextmanager
+    def pinned(self, checkpoint: Checkpoint[P]) -> Iterator[None]:
+        """It is not evicted meanwhile."""
+        checkpoint.pins += 1
+        try:
+            yield
+        finally:
+            checkpoint.pins -= 1
+
     def touch(self, checkpoint: Checkpoint[P]) -> None:
         """It was used just now."""
         self._recency.touch(checkpoint, next(self._ticks))
@@ -68,6 +80,12 @@ class Checkpoints(Generic[P]):
         self.bytes += payload.nbytes
         self.touch(added)
         return added
+
+    def remove(self, namespace: bytes, ids: Sequence[int]) -> None:
+        """Let all beginnings of `ids` go."""
+        while (found := self.longest(namespace, ids)) is not None:
+            found.is_void = True
+            self._remove(found)
 
     def oldest(self) -> int | None:
         """The tick at which the checkpoint that would be evicted next was used."""

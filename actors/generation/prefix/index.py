@@ -113,6 +113,15 @@ class PrefixIndex(Generic[P]):
         assert node is not None
         self._remove(node)
 
+    def remove(self, path: Path[P]) -> None:
+        """Let everything go that begins with the first node of the path."""
+        nodes = list(path.nodes[:1])
+        for node in nodes:
+            nodes.extend(node.children.values())
+        for node in reversed(nodes):
+            node.block.is_void = True
+            self._remove(node)
+
     def clear(self) -> None:
         """Let everything go."""
         self._roots.clear()
@@ -126,7 +135,9 @@ class PrefixIndex(Generic[P]):
 
     def _replace(self, nodes: Iterable[Node[P]], block: Block[P]) -> None:
         for node in nodes:
-            self._released(node.hold(block))
+            released = node.hold(block)
+            released.is_void = not released.holders
+            self._released(released)
 
     def _append(self, path: Path[P], ids: Ids, blocks: Sequence[Block[P]]) -> list[Node[P]]:
         """New nodes, one a block, behind the path."""

@@ -59,6 +59,10 @@ class Path(Generic[P]):
     nodes: tuple[Node[P], ...]
     tokens: int
 
+    def cut(self, tokens: int) -> Path[P]:
+        """Its first `tokens` tokens at most."""
+        return Path(self.namespace, tuple(node for node in self.nodes if node.start < tokens), min(tokens, self.tokens))
+
     def spans(self, limit: int) -> list[Span[P]]:
         """The first `limit` tokens at most; nodes that follow each other in one block make one span."""
         spans: list[Span[P]] = []

@@ -1,0 +1,151 @@
+"""What rows take from the prefix cache, and what they leave in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx_lm
+import structlog
+
+from mlx_serving.actors.generation.engine import HeldPrefixes
+from mlx_serving.actors.generation.mlx_engine.cache_parts import CacheParts
+from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.prefix_cache import PrefixCache
+from mlx_serving.actors.generation.mlx_engine.row import Row
+from mlx_serving.actors.generation.prefix.digests import namespace
+from mlx_serving.actors.generation.prefix.disk import DiskTier
+from mlx_serving.actors.messages.values import CacheStats, CacheTier
+from mlx_serving.actors.models.record import ModelRecord
+from mlx_serving.config.schema import Generation
+
+_WORTH_WAITING = 256
+"""Tokens that two prompts share from which the second waits for the first to compute them."""
+
+
+def reuse_for(record: ModelRecord, settings: Generation, new_caches: Callable[[], Caches], limit_bytes: int) -> Reuse:
+    """With a prefix cache of `limit_bytes`, unless that is 0 or the model's caches are of no known kind."""
+    if not limit_bytes or not CacheParts(new_caches()).is_known:
+        return Reuse(None)
+    base = f"{record.fingerprint} {record.dtype} {settings.kv_type} mlx-lm {mlx_lm.__version__}".encode()
+    chosen = settings.prefix_cache
+    disk_bytes = chosen.disk_bytes if chosen.directory else 0
+    tier = None
+    if disk_bytes:
+        model = hashlib.blake2b(base, digest_size=16).hexdigest()
+        log = structlog.get_logger(actor="prefix cache")
+        tier = DiskTier(Path(chosen.directory), model, disk_bytes, log.warning)
+    return Reuse(PrefixCache(base, new_caches, limit_bytes, chosen.block_tokens, tier, disk_bytes), base)
+
+
+class Reuse:
+    """Belongs to the engine's thread. Without a cache nothing is taken or left."""
+
+    def __init__(self, cache: PrefixCache | None, base: bytes = b"") -> None:
+        """Namespaces begin from `base`."""
+        self._cache = cache
+        self._base = base
+
+    def queue(self, row: Row) -> None:
+        """A row is new: start to look on disk."""
+        if self._cache is not None:
+            row.namespace = namespace(self._base, row.sequence.cache_salt, row.sequence.adapter)
+            row.prefetch = self._cache.prefetch(row.namespace, row.ids)
+
+    def must_wait(self, row: Row, filling: Sequence[Row], is_busy: bool) -> bool:
+        """Whether a row had better not begin yet.
+
+        What it needs is still being read while there is other work, or is just being computed for another row.
+        """
+        if self._cache is None or row.is_suspect:
+            return False
+        if row.prefetch is not None and not row.prefetch.done() and (is_busy or filling):
+            return True
+        return any(self._computes_for(other, row) for other in filling if not other.is_paused)
+
+    def begin(self, row: Row) -> None:
+        """A row is admitted: take up what is held of its prompt, if the row is not under suspicion."""
+        end = len(row.ids) - 1
+        if self._cache is None:
+            return
+        prefetch, row.prefetch = row.prefetch, None
+        if not row.is_suspect:
+            hit = self._cache.lookup(row.namespace, row.ids, prefetch)
+            if hit is not None:
+                row.caches, row.filled = hit.caches(room=end), hit.tokens
+                row.cached_tokens = min(hit.tokens, row.prompt_tokens)
+        row.stops = self._cache.checkpoint_offsets(row.sequence.segments, row.filled, end)
+
+    def advance(self, row: Row) -> None:
+        """A row has got further with its prompt: where it stopped for that, keep what it has."""
+        if self._cache is None or row.caches is None or not row.stops or row.filled < row.stops[0]:
+            return
+        row.stops.pop(0)
+        if not row.is_suspect:
+            self._cache.store(row.namespace, row.ids[: row.filled], row.caches)
+
+    def leave(self, row: Row, view: Callable[[], Caches], is_alone: bool) -> None:
+        """A row is about to leave the batch for good; `view` gives its caches. `is_alone`: no other row stays.
+
+        States are good for exactly what was fed, whose last tokens may not be known yet: `end` follows then.
+        """
+        if self._cache is None or row.is_failed:
+            return
+        caches = view()
+        if row.is_gone or not self._cache.has_states:
+            self._keep(row, caches, wait=not is_alone)
+        else:
+            row.caches = caches
+
+    def end(self, row: Row) -> None:
+        """A row has said its last token; if it is out of the batch, keep what it has."""
+        if self._cache is not None and row.caches is not None:
+            self._keep(row, row.caches, wait=False)
+
+    def distrust(self, row: Row) -> None:
+        """A row's output was not finite: what it shared must not be used again."""
+        if self._cache is not None:
+            self._cache.distrust(row.namespace, row.ids)
+
+    def turn(self) -> None:
+        """A step went by."""
+        if self._cache is not None:
+            self._cache.turn()
+
+    def rest(self) -> None:
+        """No row is left."""
+        if self._cache is not None:
+            self._cache.rest()
+
+    def stats(self) -> CacheStats:
+        return self._cache.stats() if self._cache is not None else CacheStats(enabled=False)
+
+    def clear(self, tier: CacheTier) -> None:
+        if self._cache is not None:
+            self._cache.clear(tier)
+
+    def held(self) -> HeldPrefixes | None:
+        return self._cache.held() if self._cache is not None else None
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+
+    def _keep(self, row: Row, caches: Caches, wait: bool) -> None:
+        assert self._cache is not None
+        held = self._cache.parts.length(caches)
+        if held is None:
+            held = row.prompt_tokens - 1 + row.sampling.position
+        if held <= len(row.ids) or not self._cache.has_states:
+            self._cache.store(row.namespace, row.ids[:held], caches, wait)
+
+    def _computes_for(self, other: Row, row: Row) -> bool:
+        """Whether another row is computing a good part of this one's prompt."""
+        assert self._cache is not None
+        if other.namespace != row.namespace or other.is_suspect:
+            return False
+        if self._cache.has_states:
+            return other.ids[: other.prompt_tokens] == row.ids
+        worth = other.cached_tokens + _WORTH_WAITING
+        return worth < len(row.ids) and row.ids[:worth] == other.ids[:worth]
