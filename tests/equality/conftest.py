@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 
 from mlx_serving.native import blas
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from support.subjects import Subject
 
 SMOLLM2 = "smollm2"
+QUANTISED_CACHES = {
+    "llama_4bit with 8-bit caches": ("llama_4bit", 8),
+    "llama_4bit with 4-bit caches": ("llama_4bit", 4),
+}
 FOLDERS = {
     Path(path).name: Path(path) for path in os.environ.get("MLX_SERVING_TEST_MODELS", "").split(os.pathsep) if path
 }
@@ -43,8 +48,9 @@ def subjects(
             real = name == SMOLLM2
             record = request.getfixturevalue("smollm2") if real else describe_folder(FOLDERS[name], name, "a folder")
             return subject_of(name, record, text_prompts(TextTokenizer.load(record.path)), 3, 1, 6 if real else 24)
-        record = make_tiny_model(tmp_path_factory.mktemp("models") / name, name)
-        return subject_of(name, record, random_prompts(), 6, 3, 16)
+        architecture, bits = QUANTISED_CACHES.get(name, (name, None))
+        record = make_tiny_model(tmp_path_factory.mktemp("models") / architecture, architecture)
+        return subject_of(name, attrs.evolve(record, context_length=1024), random_prompts(), 6, 3, 16, bits)
 
     def subject(name: str) -> Subject:
         if name not in made:

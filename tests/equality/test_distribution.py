@@ -91,7 +91,7 @@ def test_the_test_notices_a_distribution_that_is_slightly_off(expected: dict[str
     draw = np.random.default_rng(5)
     names, shares = list(exact), np.array(list(exact.values()))
     honest = draw.choice(len(names), DRAWS, p=shares / shares.sum())
-    skewed = shares**1.3
+    skewed = shares**1.5
     wrong = draw.choice(len(names), DRAWS, p=skewed / skewed.sum())
     assert surprise([names[each] for each in honest], exact) < MOST_SURPRISE
     assert surprise([names[each] for each in wrong], exact) > MOST_SURPRISE

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from equality.conftest import FOLDERS, SMOLLM2
+from equality.conftest import FOLDERS, QUANTISED_CACHES, SMOLLM2
 from support.subjects import Subject
 from support.tiny_models import CONFIGURATIONS
 from support.ways import WAYS
@@ -18,7 +18,7 @@ def _cases() -> list[Any]:
     """A model's ways follow each other, so that its weights are loaded once."""
     return [
         pytest.param(name, way, marks=pytest.mark.model if name in _REAL else (), id=f"{name}-{way}")
-        for name in [*CONFIGURATIONS, *_REAL]
+        for name in [*CONFIGURATIONS, *QUANTISED_CACHES, *_REAL]
         for way in WAYS
         if WAYS[way].suits(name)
     ]

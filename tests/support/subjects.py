@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import mlx.core as mx
 from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import QuantizedKVCache
 from mlx_lm.utils import load_model
 from support.engine_driver import Driver
 from support.engines import loaded
@@ -19,12 +20,15 @@ from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.messages.values import Stopping
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
-from mlx_serving.config.schema import Generation
+from mlx_serving.config.schema import Generation, PrefixCache
 
 ROWS = 8
+_DEFAULTS = {"max_rows": ROWS, "prefix_cache": PrefixCache(enabled=False)}
 _MARGIN = 1e-3
 """Nat between the best token and the second. Below it the order of additions may decide: such prompts are not used."""
-_LENGTHS = (7, 250, 1, 23, 61, 125)
+_QUANTISED_MARGIN = 0.02
+"""Where it may also decide to which of two neighbouring numbers a key or value is rounded."""
+_LENGTHS = (7, 505, 1, 23, 61, 250)
 """Of the prompts made of random bytes. Answers cross the sizes that caches grow by."""
 
 
@@ -41,6 +45,8 @@ class Subject:
     """How many of the prompts a way takes that needs many steps for each."""
     reference: Any
     """The model as mlx-lm loads it, apart from any engine."""
+    settings: dict[str, Any] = attrs.field(factory=dict)
+    """What every engine of it must be told to compute the same."""
     _shared: MlxEngine | None = None
 
     @property
@@ -50,10 +56,13 @@ class Subject:
 
     @contextmanager
     def engine(self, **settings: Any) -> Iterator[MlxEngine]:
-        """An engine with these settings. Without any it is one and the same until somebody fails with it."""
+        """An engine with these settings. Without any it is one and the same until somebody fails with it.
+
+        It computes everything anew unless they say something of the prefix cache.
+        """
         engine = None if settings else self._shared
         if engine is None:
-            engine = loaded(self.record, Generation(**{"max_rows": ROWS, **settings}))
+            engine = loaded(self.record, Generation(**{**_DEFAULTS, **self.settings, **settings}))
         if not settings:
             self._shared = engine
         try:
@@ -77,19 +86,31 @@ class Subject:
 
 
 def subject_of(
-    name: str, record: ModelRecord, prompts: Iterable[list[int]], count: int, few: int, tokens: int
+    name: str,
+    record: ModelRecord,
+    prompts: Iterable[list[int]],
+    count: int,
+    few: int,
+    tokens: int,
+    kv_bits: int | None = None,
 ) -> Subject:
-    """A subject with the first `count` of `prompts` after which no two tokens are ever nearly as good."""
+    """A subject with the first `count` of `prompts` after which no two tokens are ever nearly as good.
+
+    `kv_bits`: keys and values are quantised, in groups of 64.
+    """
     model, _ = load_model(record.path)
     loading.widen(model, record)
+    settings = {"kv_type": f"{kv_bits}bit"} if kv_bits else {}
+    least = _MARGIN if kv_bits is None else _QUANTISED_MARGIN
     used, expected = [], []
     for prompt in prompts:
-        ids, margin = greedy(model, prompt, tokens)
-        if margin >= _MARGIN:
+        quantised: Any = [QuantizedKVCache(64, kv_bits) for _ in model.layers] if kv_bits else None
+        ids, margin = greedy(model, prompt, tokens, prompt_cache=quantised)
+        if margin >= least:
             used.append(prompt)
             expected.append(ids)
         if len(used) == count:
-            return Subject(name, record, used, expected, tokens, few, model)
+            return Subject(name, record, used, expected, tokens, few, model, settings)
     raise AssertionError(f"{name}: too few prompts with a clear answer")
 
 

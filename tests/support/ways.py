@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import attrs
+import mlx.core as mx
 from support.engine_driver import Driver
 from support.subjects import ROWS, Subject
 
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
+from mlx_serving.actors.generation.mlx_engine.prefix_cache import LEAST_TOKENS
 from mlx_serving.actors.messages.values import Sampling, Stopping
+from mlx_serving.config.schema import PrefixCache
 
 Answers = list[list[int]]
 NEIGHBOURS = (
@@ -96,10 +100,71 @@ def from_one_to_many_to_one(subject: Subject, engine: MlxEngine) -> Answers:
     return answers
 
 
+def without_compiled_functions(subject: Subject, _: MlxEngine) -> Answers:
+    """Every operation by itself."""
+    mx.disable_compile()
+    try:
+        with subject.engine(max_rows=ROWS) as engine:
+            return together(subject, engine)
+    finally:
+        mx.enable_compile()
+
+
+def from_memory(subject: Subject, engine: MlxEngine) -> Answers:
+    """A second time, when all but the last token of each prompt is held, once alone and once together."""
+    first = alone(subject, engine)
+    held = engine.cache_stats().hit_tokens
+    again = alone(subject, engine)
+    long = [prompt for prompt in subject.prompts if len(prompt) > LEAST_TOKENS]
+    assert engine.cache_stats().hit_tokens - held == sum(len(prompt) - 1 for prompt in long)
+    assert first == again
+    return together(subject, engine)
+
+
+def branching(subject: Subject, engine: MlxEngine) -> Answers:
+    """After prompts that have the first half, all, and more of each in common."""
+    driver = Driver(engine)
+    for prompt in subject.prompts:
+        driver.submit([*prompt[: len(prompt) // 2], *prompt[::-1]][:400], segments=(len(prompt) // 2,))
+    driver.run()
+    ids = subject.submit(driver)
+    driver.run()
+    longer = [[*prompt, *driver.sequences[each].ids[:5]] for prompt, each in zip(subject.prompts, ids, strict=True)]
+    rest = [
+        driver.submit(prompt, stopping=Stopping(max_tokens=subject.tokens - 5, ignore_eos=True)) for prompt in longer
+    ]
+    driver.run()
+    assert [driver.sequences[each].ids for each in rest] == [driver.sequences[each].ids[5:] for each in ids]
+    return driver.ids(ids)
+
+
+def from_disk(subject: Subject, _: MlxEngine) -> Answers:
+    """By an engine that was started after another one had said the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = PrefixCache(directory=folder, block_tokens=48)
+        with subject.engine(prefix_cache=kept) as engine:
+            alone(subject, engine)
+        with subject.engine(prefix_cache=kept) as engine:
+            answers = together(subject, engine)
+            stats = engine.cache_stats()
+    long = [prompt for prompt in subject.prompts if len(prompt) > LEAST_TOKENS]
+    assert stats.disk_hit_tokens == sum(len(prompt) - 1 for prompt in long)
+    assert stats.dropped == 0
+    return answers
+
+
 WAYS = {
     "alone": Way(alone),
     "together": Way(together),
     "among sampled neighbours": Way(among_neighbours),
     "from one to many to one": Way(from_one_to_many_to_one),
+    "without compiled functions": Way(without_compiled_functions),
+    "each step read before the next": Way(from_one_to_many_to_one, {"pipeline_depth": 0}),
+    "two steps ahead": Way(from_one_to_many_to_one, {"pipeline_depth": 2}),
+    "three steps ahead": Way(together, {"pipeline_depth": 3}),
+    "from the prefix cache": Way(from_memory, {"prefix_cache": PrefixCache()}),
+    "from short blocks of the prefix cache": Way(from_memory, {"prefix_cache": PrefixCache(block_tokens=16)}),
+    "after prompts that begin alike": Way(branching, {"prefix_cache": PrefixCache()}),
+    "from disk after a restart": Way(from_disk),
     "prefilled in chunks of 16": Way(together, {"prefill_tokens": 16, "max_prefills": 3}),
 }
