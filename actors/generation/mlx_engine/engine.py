@@ -93,7 +93,8 @@ class MlxEngine:
         loading.speed_up(self._model, self._settings)
         self._start_batching()
         self._warm_up()
-        return info_of(self._record), self._limits
+        info = attrs.evolve(info_of(self._record), is_trimmable=not self._reuse.needs_segments)
+        return info, self._limits
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:
         prompt = prompt_of(sequence, self._record)

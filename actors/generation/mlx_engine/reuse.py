@@ -47,6 +47,11 @@ class Reuse:
         self._cache = cache
         self._base = base
 
+    @property
+    def needs_segments(self) -> bool:
+        """Whether prompts are kept at certain places only."""
+        return self._cache is not None and self._cache.has_states
+
     def queue(self, row: Row) -> None:
         """A row is new: start to look on disk."""
         if self._cache is not None:
