@@ -1,0 +1,56 @@
+"""One answer's place in what it is held to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlx_serving.actors.errors import GenerationFailed, InvalidParameter, ServingError
+
+if TYPE_CHECKING:
+    import llguidance
+
+
+class Guide:
+    """Follows one answer token by token. Made by a GuideCompiler; used on one thread, like the row it belongs to."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, field: str) -> None:
+        self.matcher = matcher
+        self._field = field
+
+    def advance(self, token_id: int) -> None:
+        """Take the next token of the answer. Raises GenerationFailed if it is not allowed here."""
+        if not self.matcher.consume_token(token_id):
+            raise self.failure or GenerationFailed(f"token {token_id} is not what the answer is held to")
+
+    def forced(self) -> list[int]:
+        """The tokens that must follow, as far as that is certain. They are not taken yet."""
+        return self.matcher.compute_ff_tokens()
+
+    def fitting(self, token_ids: list[int]) -> int:
+        """How many of these proposed tokens, from the first, could follow."""
+        return self.matcher.validate_tokens(token_ids)
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing may follow but the end of the sequence."""
+        return self.matcher.is_stopped()
+
+    @property
+    def failure(self) -> ServingError | None:
+        """Why this answer cannot go on: its grammar has become too much to follow. Told by masks and `advance`."""
+        if not self.matcher.is_error():
+            return None
+        reason = self.matcher.get_error().partition("\n")[0]
+        if self.matcher.stop_reason() in ("ParserTooComplex", "LexerTooComplex"):
+            return InvalidParameter(
+                f"{self._field}: this has become too complex to follow: {reason}", field=self._field
+            )
+        return GenerationFailed(f"{self._field}: {reason}", field=self._field)
+
+    def copy(self) -> Guide:
+        return Guide(self.matcher.deep_copy(), self._field)
+
+    def rollback(self, count: int) -> None:
+        """Take back the last `count` tokens."""
+        if count and not self.matcher.rollback(count):
+            raise GenerationFailed(f"{count} tokens cannot be taken back: {self.matcher.get_error()}")
