@@ -10,6 +10,7 @@ import attrs
 
 from mlx_serving.actors.messages.frontend import Delta
 from mlx_serving.actors.messages.values import SequenceEnd, Timings, TokenLogprob, Usage, total_drafts
+from mlx_serving.frontends.http.calls import WholeCalls
 from mlx_serving.frontends.http.logprobs import chat_logprobs, completion_logprobs
 from mlx_serving.frontends.http.openai import Call
 
@@ -83,6 +84,8 @@ class _Choice:
     """One answer as it grows."""
 
     texts: list[str] = attrs.field(factory=list)
+    reasoning: list[str] = attrs.field(factory=list)
+    calls: WholeCalls = attrs.field(factory=WholeCalls)
     logprobs: list[TokenLogprob] = attrs.field(factory=list)
     end: SequenceEnd | None = None
 
@@ -102,6 +105,8 @@ class WholeAnswer:
         for delta in deltas:
             choice = self._choices[delta.index]
             choice.texts.append(delta.text)
+            choice.reasoning.append(delta.reasoning)
+            choice.calls.add(delta.tool_calls)
             choice.logprobs.extend(delta.logprobs)
             choice.end = delta.end or choice.end
 
@@ -117,7 +122,7 @@ class WholeAnswer:
     def _choice_body(self, index: int, choice: _Choice) -> dict[str, Any]:
         text = "".join(choice.texts)
         if self._call.is_chat:
-            content: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            content: dict[str, Any] = {"message": _message(choice, text)}
             logprobs = chat_logprobs(choice.logprobs)
         else:
             content = {"text": text}
@@ -129,3 +134,14 @@ class WholeAnswer:
             "finish_reason": choice.end.reason if choice.end else None,
             "stop_reason": choice.end.matched if choice.end else None,
         }
+
+
+def _message(choice: _Choice, text: str) -> dict[str, Any]:
+    """Reasoning and calls are there only where there are any; beside calls, no content is null."""
+    calls, reasoning = choice.calls.body(), "".join(choice.reasoning)
+    message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
+    return message

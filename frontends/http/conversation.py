@@ -19,6 +19,7 @@ from mlx_serving.frontends.http.kinds import (
     TokenIds,
 )
 from mlx_serving.frontends.http.problems import Problems, shown
+from mlx_serving.frontends.http.tools import CALLS
 
 MOST_PROMPTS = 128
 _NOT_TEXT = ("image_url", "input_audio", "video_url", "file", "refusal")
@@ -48,17 +49,31 @@ class ContentPart:
         return _TEXT_PART.schema()
 
 
+_CONTENT = AnyOf((Text(), ListOf(ContentPart(), shortest=1)))
+_ANY_ROLE = (
+    Parameter("name", Text(1, 256), "Handed to the chat template."),
+    Parameter("reasoning_content", Text(), "What the assistant reasoned."),
+    Parameter("reasoning", Text(), "Another name of reasoning_content."),
+    Parameter("function_call", Neutral(), "Not supported."),
+    Parameter("refusal", Neutral(), "Not supported."),
+    Parameter("annotations", Neutral(([],)), "Not supported."),
+    Parameter("audio", Neutral(), "Not supported."),
+)
 _MESSAGE = Object(
     (
         Parameter("role", Choice(("system", "developer", "user", "assistant", "tool")), required=True),
-        Parameter("content", AnyOf((Text(), ListOf(ContentPart(), shortest=1))), required=True),
-        Parameter("name", Text(1, 256), "Handed to the chat template."),
-        Parameter("tool_call_id", Text(1, 256), "Taken on a tool's message; chat templates get its text only."),
-        Parameter("tool_calls", Neutral(([],)), "Not supported."),
-        Parameter("function_call", Neutral(), "Not supported."),
-        Parameter("refusal", Neutral(), "Not supported."),
-        Parameter("annotations", Neutral(([],)), "Not supported."),
-        Parameter("audio", Neutral(), "Not supported."),
+        Parameter("content", _CONTENT, required=True),
+        Parameter("tool_call_id", Text(1, 256), "Of a tool's message: which call it answers."),
+        Parameter("tool_calls", Neutral(([],)), "Only on messages of the assistant."),
+        *_ANY_ROLE,
+    )
+)
+_CALLING = Object(
+    (
+        Parameter("role", Choice(("assistant",)), required=True),
+        Parameter("content", _CONTENT, "May be left out."),
+        Parameter("tool_calls", CALLS, "What the assistant called.", required=True),
+        *_ANY_ROLE,
     )
 )
 
@@ -71,16 +86,22 @@ class Message:
     wants = 'a message such as {"role": "user", "content": "…"}'
 
     def check(self, value: Any, path: str, problems: Problems) -> Any:
-        message = _MESSAGE.check(value, path, problems)
+        kind = _CALLING if type(value) is dict and value.get("tool_calls") else _MESSAGE
+        message = kind.check(value, path, problems)
         content = message.get("content", "")
         if problems.found:
             return None
-        text = content if isinstance(content, str) else "".join(content)
-        role = "system" if message["role"] == "developer" else message["role"]
-        return ChatMessage(role, text, message.get("name"))
+        return ChatMessage(
+            role="system" if message["role"] == "developer" else message["role"],
+            content=content if isinstance(content, str) else "".join(content),
+            name=message.get("name"),
+            tool_call_id=message.get("tool_call_id"),
+            tool_calls=message.get("tool_calls") or (),
+            reasoning=message.get("reasoning_content", message.get("reasoning")),
+        )
 
     def schema(self) -> Schema:
-        return _MESSAGE.schema()
+        return {"anyOf": [_MESSAGE.schema(), _CALLING.schema()]}
 
 
 MESSAGES = ListOf(Message(), shortest=1)

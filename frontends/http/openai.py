@@ -13,6 +13,7 @@ from mlx_serving.actors.messages.values import Sampling, Stopping, pack_ids
 from mlx_serving.frontends.http import parameters
 from mlx_serving.frontends.http.kinds import Object
 from mlx_serving.frontends.http.problems import Problems
+from mlx_serving.frontends.http.tools import tool_use
 
 _SAMPLING_NAMES = frozenset(
     field.name for field in attrs.fields(Sampling) if field.name not in ("logprobs", "top_logprobs")
@@ -70,7 +71,7 @@ class Parser:
         logprobs = given.get("logprobs", False)
         sampling = _sampling(given, logprobs, given.get("top_logprobs", 0))
         request = self._request(given, sampling, max_tokens)
-        return _call(given, True, (attrs.evolve(request, messages=given["messages"]),), logprobs)
+        return _call(given, True, (_with_chat(request, given),), logprobs)
 
     def completion(self, body: Any) -> Call:
         """The call of POST /v1/completions."""
@@ -121,16 +122,16 @@ def tokenize(body: Any) -> TokenizeRequested:
 
 def detokenize(body: Any) -> DetokenizeRequested:
     """The question of POST /detokenize."""
-    given = _checked(parameters.DETOKENIZE_BODY, body)
+    given = checked(parameters.DETOKENIZE_BODY, body)
     return DetokenizeRequested(token_ids=pack_ids(given["tokens"]), model=given.get("model"))
 
 
 def model_name(body: Any) -> str:
     """The model of the admin calls."""
-    return str(_checked(parameters.MODEL_BODY, body)["model"])
+    return str(checked(parameters.MODEL_BODY, body)["model"])
 
 
-def _checked(kind: Object, body: Any) -> dict[str, Any]:
+def checked(kind: Object, body: Any) -> dict[str, Any]:
     problems = Problems()
     given: dict[str, Any] = kind.check(body, "", problems)
     problems.raise_found()
@@ -171,6 +172,17 @@ def _stopping(given: dict[str, Any], max_tokens: int | None) -> Stopping:
 def _prediction(given: dict[str, Any]) -> str | None:
     content = given.get("prediction", {}).get("content")
     return content if content is None or isinstance(content, str) else "".join(content)
+
+
+def _with_chat(request: GenerationRequested, given: dict[str, Any]) -> GenerationRequested:
+    return attrs.evolve(
+        request,
+        messages=given["messages"],
+        tool_use=tool_use(given),
+        template_arguments=given.get("chat_template_kwargs", "{}"),
+        reasoning_effort=given.get("reasoning_effort"),
+        thinking_budget=given.get("thinking_budget"),
+    )
 
 
 def _with_prompt(request: GenerationRequested, prompt: str | list[int]) -> GenerationRequested:

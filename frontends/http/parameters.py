@@ -25,6 +25,7 @@ from mlx_serving.frontends.http.kinds import (
     Whole,
 )
 from mlx_serving.frontends.http.problems import Problems, inside, shown
+from mlx_serving.frontends.http.tools import TOOLS, AnyObject, ToolChoice
 
 MOST_TOKENS = 2**31 - 1
 _MOST_BIASES = 1024
@@ -109,16 +110,24 @@ _DELIVERY = (
     Parameter("cache_salt", Text(1, 512), "Share cached prompt prefixes only with requests of the same salt."),
 )
 
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+_TOOLS = (
+    Parameter("tools", TOOLS, "Functions that the model may call."),
+    Parameter("tool_choice", ToolChoice(), "Whether it must call one, and which; auto by default."),
+    Parameter("parallel_tool_calls", Flag(), "Whether it may call several at once; true by default."),
+)
+_REASONING = (
+    Parameter("reasoning_effort", Choice(REASONING_EFFORTS), "Where the model's chat template knows such degrees."),
+    Parameter("thinking_budget", Whole(0, MOST_TOKENS), "Tokens of reasoning after which its end is forced."),
+    Parameter("chat_template_kwargs", AnyObject(), "Variables for the chat template, such as enable_thinking."),
+)
+
 _NOT_OFFERED_IN_CHAT = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
-    "reasoning_effort": ("none",),
     "verbosity": (),
     "web_search_options": (),
     "service_tier": ("auto", "default"),
@@ -150,6 +159,8 @@ def chat_body(most_choices: int) -> Object:
             Parameter("logprobs", Flag(), "Report the log-probability of every token."),
             Parameter("top_logprobs", Whole(0, 20), "And of this many likeliest ones; only with logprobs."),
             *_DELIVERY,
+            *_TOOLS,
+            *_REASONING,
             *(Parameter(name, Neutral(values), "Not supported.") for name, values in _NOT_OFFERED_IN_CHAT.items()),
         )
     )
@@ -199,6 +210,16 @@ CACHE_CLEAR_BODY = Object(
 CACHE_WARM_BODY = Object(
     (_CACHE_MODEL, Parameter("prompt", Text(1, 64), "Name of a warm prompt of the settings; left out, each."))
 )
+
+ADAPTER_ADD_BODY = Object(
+    (
+        Parameter("folder", Text(1, 4096), "A folder within a trusted one, as mlx-lm or PEFT saves it.", required=True),
+        Parameter("base", Text(1, 1024), "The stored model that it was trained on.", required=True),
+        Parameter("name", Text(1, 96), "Its name beside that model.", required=True),
+    )
+)
+
+ADAPTER_REMOVE_BODY = Object((Parameter("adapter", Text(1, 1200), "BASE:NAME.", required=True),))
 
 MODEL_BODY = Object(
     (Parameter("model", Text(1, 1024), "A stored model, an alias or a trusted folder.", required=True),)

@@ -62,7 +62,7 @@ _LOGPROBS = _object(
     text_offset=_list(_INTEGER),
 )
 _ENDING: dict[str, Schema] = {
-    "finish_reason": {"enum": ["stop", "length"]},
+    "finish_reason": {"enum": ["stop", "length", "tool_calls"]},
     "stop_reason": {"type": ["string", "integer", "null"]},
 }
 
@@ -80,12 +80,25 @@ def _answer(kind: str, choice: Schema) -> Schema:
     )
 
 
+_ADAPTER = _object(
+    id=_STRING,
+    object={"const": "adapter"},
+    base=_STRING,
+    name=_STRING,
+    form={"enum": ["mlx-lm", "peft"]},
+    rank=_INTEGER,
+    layers=_INTEGER,
+    bytes=_INTEGER,
+    fingerprint=_STRING,
+    source=_STRING,
+)
+
 _MODEL = _object(
     id=_STRING,
     object={"const": "model"},
     created=_INTEGER,
     owned_by=_STRING,
-    state={"enum": ["ready", "loading", "unloading", "failed"]},
+    state={"enum": ["ready", "loading", "unloading", "failed", "stored"]},
     is_default=_BOOLEAN,
     replicas=_INTEGER,
     context_length=_INTEGER,
@@ -94,6 +107,10 @@ _MODEL = _object(
     parameter_count=_INTEGER,
     dtype=_STRING,
     quantization_bits={"type": ["integer", "null"]},
+    memory_bytes=_INTEGER,
+    last_used=_INTEGER,
+    pinned=_BOOLEAN,
+    adapters=_list(_STRING),
 )
 
 COMPONENTS: dict[str, Schema] = {
@@ -107,7 +124,17 @@ COMPONENTS: dict[str, Schema] = {
         "chat.completion",
         _object(
             index=_INTEGER,
-            message=_object(role={"const": "assistant"}, content=_STRING, refusal={"type": "null"}),
+            message=_optional(
+                _object(role={"const": "assistant"}, content=_MAYBE_STRING, refusal={"type": "null"}),
+                reasoning_content=_STRING,
+                tool_calls=_list(
+                    _object(
+                        id=_STRING,
+                        type={"const": "function"},
+                        function=_object(name=_STRING, arguments=_STRING),
+                    )
+                ),
+            ),
             logprobs=_either(_CHAT_LOGPROBS),
             **_ENDING,
         ),
@@ -115,8 +142,14 @@ COMPONENTS: dict[str, Schema] = {
     "Completion": _answer(
         "text_completion", _object(index=_INTEGER, text=_STRING, logprobs=_either(_LOGPROBS), **_ENDING)
     ),
-    "Model": _MODEL,
-    "ModelList": _object(object={"const": "list"}, data=_list(_MODEL), stored=_list(_STRING)),
+    "Model": _optional(_MODEL, parent=_STRING),
+    "ModelList": _object(
+        object={"const": "list"}, data=_list(_optional(_MODEL, parent=_STRING)), stored=_list(_STRING)
+    ),
+    "ModelPinned": _object(id=_STRING, object={"const": "model"}, pinned=_BOOLEAN),
+    "Adapter": _ADAPTER,
+    "AdapterList": _object(object={"const": "list"}, data=_list(_ADAPTER)),
+    "AdapterRemoved": _object(id=_STRING, object={"const": "adapter"}, removed=_BOOLEAN),
     "ModelUnloaded": _object(id=_STRING, object={"const": "model"}, state={"const": "unloaded"}),
     "Tokenized": _object(
         model=_STRING,

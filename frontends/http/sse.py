@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+from typing import Any
 
+import attrs
 import orjson
 from starlette.types import Send
 
 from mlx_serving.actors.errors import ServingError
 from mlx_serving.actors.messages.frontend import Delta
-from mlx_serving.actors.messages.values import SequenceEnd, Timings, Usage
+from mlx_serving.actors.messages.values import SequenceEnd, Timings, ToolCallPart, Usage
 from mlx_serving.frontends.http.answers import Heading, timings_body, usage_body
+from mlx_serving.frontends.http.calls import joined, streamed
 from mlx_serving.frontends.http.logprobs import chat_logprobs, completion_logprobs
 from mlx_serving.frontends.http.openai import Call
 from mlx_serving.frontends.http.replies import error_body
@@ -64,25 +67,44 @@ class EventEncoder:
         if self._call.logprobs:
             return b"".join([self._with_logprobs(delta) for delta in deltas])
         if len(deltas) == 1:
-            delta = deltas[0]
-            event = self._text(delta.index, delta.text) if delta.text else b""
-            return event if delta.end is None else event + self._end(delta.index, delta.end)
+            return self._one(deltas[0])
         return self._merged(deltas)
 
+    def _one(self, delta: Delta) -> bytes:
+        event = self._said(delta)
+        return event if delta.end is None else event + self._end(delta.index, delta.end)
+
+    def _said(self, delta: Delta) -> bytes:
+        event = self._text(delta.index, delta.text) if delta.text else b""
+        if delta.reasoning or delta.tool_calls:
+            return self._apart(delta.index, delta.reasoning, delta.tool_calls, event)
+        return event
+
     def _merged(self, deltas: list[Delta]) -> bytes:
-        texts: dict[int, str] = {}
-        ends: list[bytes] = []
+        together: dict[int, Delta] = {}
         for delta in deltas:
-            texts[delta.index] = texts.get(delta.index, "") + delta.text
-            if delta.end is not None:
-                ends.append(self._end(delta.index, delta.end))
-        return b"".join([*(self._text(index, text) for index, text in texts.items() if text), *ends])
+            before = together.get(delta.index)
+            together[delta.index] = delta if before is None else _following(before, delta)
+        ends = [self._end(delta.index, delta.end) for delta in together.values() if delta.end is not None]
+        return b"".join([*map(self._said, together.values()), *ends])
+
+    def _apart(self, index: int, reasoning: str, calls: tuple[ToolCallPart, ...], text: bytes) -> bytes:
+        """Reasoning comes before the text's event, calls after it."""
+        event = self._delta(index, {"reasoning_content": reasoning}) if reasoning else b""
+        event += text
+        return event + self._delta(index, {"tool_calls": list(map(streamed, joined(calls)))}) if calls else event
+
+    def _delta(self, index: int, fields: dict[str, Any]) -> bytes:
+        """An event of a chat with any fields. The suffix closes the delta."""
+        return self._prefix(index) + b'"delta":' + orjson.dumps(fields)[:-1] + self._suffix
 
     def _text(self, index: int, text: str) -> bytes:
         return self._prefixes[index] + orjson.dumps(text) + self._suffix
 
     def _with_logprobs(self, delta: Delta) -> bytes:
         event = b""
+        if delta.reasoning or delta.tool_calls:
+            event = self._apart(delta.index, delta.reasoning, delta.tool_calls, b"")
         if delta.text or delta.logprobs:
             if self._call.is_chat:
                 logprobs = chat_logprobs(delta.logprobs)
@@ -111,6 +133,16 @@ class EventEncoder:
             return DONE
         extra = orjson.dumps({"usage": usage_body(usage), "timings": timings_body(timings)})
         return self._head + b"]," + extra[1:] + b"\n\n" + DONE
+
+
+def _following(before: Delta, delta: Delta) -> Delta:
+    """Two deltas of one choice in one."""
+    return attrs.evolve(
+        delta,
+        text=before.text + delta.text,
+        reasoning=before.reasoning + delta.reasoning,
+        tool_calls=before.tool_calls + delta.tool_calls,
+    )
 
 
 def error_event(error: ServingError) -> bytes:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_serving.actors.errors import CallerError, InvalidParameter, ServingError, UnsupportedParameter
-from mlx_serving.actors.messages.values import ChatMessage, Sampling, Stopping, unpack_ids
+from mlx_serving.actors.messages.values import ChatMessage, Sampling, Stopping, ToolCall, unpack_ids
 from mlx_serving.frontends.http import openai
 from mlx_serving.frontends.http.openai import Parser
 
@@ -191,10 +191,9 @@ def test_a_wrong_type_or_value_is_refused_without_coercion(name: str, value: Any
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("function_call", "f"),
         ("response_format", {"type": "json_object"}),
-        ("reasoning_effort", "high"),
         ("service_tier", "flex"),
         ("store", True),
         ("metadata", {"a": "b"}),
@@ -214,7 +213,8 @@ def test_what_is_not_offered_is_refused_by_name(name: str, value: Any) -> None:
     ("name", "value"),
     [
         ("tools", []),
-        ("tool_choice", "none"),
+        ("tool_choice", "auto"),
+        ("parallel_tool_calls", True),
         ("response_format", {"type": "text"}),
         ("service_tier", "auto"),
         ("store", False),
@@ -345,3 +345,72 @@ def test_any_body_is_a_call_or_the_callers_mistake(body: Any) -> None:
 def test_any_bytes_are_json_or_the_callers_mistake(body: bytes) -> None:
     error = mistake(openai.read_json, body)
     assert error is None or error.http_status == 400
+
+
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
+
+
+def test_tools_and_the_choice_among_them_are_read() -> None:
+    request = chat(tools=[WEATHER], tool_choice={"type": "function", "function": {"name": "weather"}}).requests[0]
+    [tool] = request.tool_use.tools
+    assert (tool.name, tool.description, tool.strict) == ("weather", None, False)
+    assert json.loads(tool.parameters) == WEATHER["function"]["parameters"]  # type: ignore[index]
+    assert (request.tool_use.mode, request.tool_use.name) == ("named", "weather")
+    request = chat(tools=[WEATHER], tool_choice="required", parallel_tool_calls=False).requests[0]
+    assert (request.tool_use.mode, request.tool_use.parallel) == ("required", False)
+
+
+def test_reasoning_and_template_arguments_are_read() -> None:
+    given = {"enable_thinking": False, "n": [1]}
+    request = chat(reasoning_effort="low", thinking_budget=5, chat_template_kwargs=given).requests[0]
+    assert (request.reasoning_effort, request.thinking_budget) == ("low", 5)
+    assert json.loads(request.template_arguments) == given
+
+
+def test_turns_with_calls_and_their_answers_are_read() -> None:
+    turns = [
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "so"},
+        {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+    ]
+    assistant, tool = chat(messages=turns).requests[0].messages or ()
+    assert assistant.tool_calls == (ToolCall("weather", '{"city": "Köln"}', "call_1"),)
+    assert (assistant.content, assistant.reasoning) == ("", "so")
+    assert (tool.tool_call_id, tool.content) == ("call_1", "rain")
+
+
+@pytest.mark.parametrize(
+    ("field", "members"),
+    [
+        ("tools[0].function", {"tools": [{"type": "function"}]}),
+        ("tools[0].type", {"tools": [{**WEATHER, "type": "custom"}]}),
+        ("tools[0].function.name", {"tools": [{"type": "function", "function": {"name": "a b"}}]}),
+        (
+            "tools[0].function.parameters",
+            {"tools": [{"type": "function", "function": {"name": "a", "parameters": "x"}}]},
+        ),
+        ("tool_choice", {"tool_choice": "any"}),
+        ("tool_choice.function", {"tool_choice": {"type": "function"}}),
+        ("parallel_tool_calls", {"parallel_tool_calls": 1}),
+        ("reasoning_effort", {"reasoning_effort": "much"}),
+        ("thinking_budget", {"thinking_budget": -1}),
+        ("chat_template_kwargs", {"chat_template_kwargs": []}),
+        ("messages[0].content", {"messages": [{"role": "assistant"}]}),
+        ("messages[0].role", {"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}),
+        ("messages[0].tool_calls[0]", {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}),
+    ],
+)
+def test_what_is_wrong_with_tools_and_reasoning_is_named(field: str, members: dict[str, Any]) -> None:
+    error = refusal(**members)
+    assert error.field is not None
+    assert error.field.startswith(field)
+
+
+def test_an_object_that_is_nested_too_deeply_is_refused() -> None:
+    deep: Any = {}
+    for _ in range(70):
+        deep = {"a": deep}
+    assert refusal(chat_template_kwargs=deep).field == "chat_template_kwargs"
