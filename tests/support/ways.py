@@ -162,6 +162,7 @@ WAYS = {
     "each step read before the next": Way(from_one_to_many_to_one, {"pipeline_depth": 0}),
     "two steps ahead": Way(from_one_to_many_to_one, {"pipeline_depth": 2}),
     "three steps ahead": Way(together, {"pipeline_depth": 3}),
+    "without a prefix cache": Way(together, {"prefix_cache": PrefixCache(enabled=False)}),
     "from the prefix cache": Way(from_memory, {"prefix_cache": PrefixCache()}),
     "from short blocks of the prefix cache": Way(from_memory, {"prefix_cache": PrefixCache(block_tokens=16)}),
     "after prompts that begin alike": Way(branching, {"prefix_cache": PrefixCache()}),
