@@ -6,7 +6,7 @@ Rules:
    requests that come together and share a prompt stay together.
 2. Every sequence that a replica runs outweighs `load_tokens` cached tokens: many requests with one prompt spread over
    the replicas once the busy one would make them wait longer than computing the prefix again takes.
-3. Between equals the replica with the most free slots takes it.
+3. Between equals the longer prefix decides, then the number of free slots.
 """
 
 from __future__ import annotations

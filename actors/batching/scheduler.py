@@ -155,9 +155,9 @@ class Scheduler:
         ]
         digests = self._digests(sequence, serving if fitting else [])
 
-        def worth(load: ReplicaLoad) -> tuple[int, int]:
+        def worth(load: ReplicaLoad) -> tuple[int, int, int]:
             cached = load.prefixes.cached_tokens(digests[load.name]) if digests else 0
-            return cached - self.load_tokens * load.running, load.free_slots
+            return cached - self.load_tokens * load.running, cached, load.free_slots
 
         best = max(fitting, key=worth, default=None)
         if best is not None:
