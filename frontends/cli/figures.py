@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mlx_serving.actors.messages.frontend import RequestFinished
+import time
+
+from mlx_serving.actors.messages.frontend import RequestFinished, ServedModel
 from mlx_serving.frontends.cli.console import note
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -37,6 +39,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def last_use(model: ServedModel) -> str:
+    """How long ago a request used the model; empty for never."""
+    return f"{duration(max(0.0, time.time() - model.last_used))} ago" if model.last_used else ""
 
 
 def print_stats(result: RequestFinished) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "chat": ("chat", "Talk with a model."),
     "models": ("models", "Fetch, import, list, load and remove models."),
     "cache": ("cache", "Look at, empty and warm the prefix caches of the running server."),
+    "adapters": ("adapters", "Add, list and remove LoRA adapters."),
     "status": ("status", "Show what the running server does."),
     "tokenize": ("tokenize", "Show the tokens of a text, from the command line or stdin."),
     "config": ("config", "Show and check the configuration."),

@@ -14,6 +14,8 @@ COMMANDS = {
     "rm": ("models_rm", "Remove a model from this home."),
     "load": ("models_load", "Have the running server load a model."),
     "unload": ("models_unload", "Have the running server unload a model once its streams have ended."),
+    "pin": ("models_pin", "Have the running server keep a model loaded."),
+    "unpin": ("models_unpin", "Let the running server unload a model again."),
 }
 
 

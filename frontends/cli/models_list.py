@@ -12,7 +12,7 @@ from mlx_serving.actors.messages.frontend import ModelsListed, ServedModel
 from mlx_serving.actors.models.store import ModelStore
 from mlx_serving.frontends.cli.console import err, note, out, print_json, table
 from mlx_serving.frontends.cli.door import running
-from mlx_serving.frontends.cli.figures import quantity, size
+from mlx_serving.frontends.cli.figures import last_use, quantity, size
 from mlx_serving.frontends.cli.records import described, width
 from mlx_serving.frontends.cli.sources import Sources, configured
 
@@ -27,14 +27,12 @@ def models_list(as_json: bool, sources: Sources) -> None:
     store, served = ModelStore(sources.home), _served(sources)
     records = store.list()
     if as_json:
-        print_json([{**described(one), "state": _state(served, one.name)} for one in records])
+        print_json([{**described(one), **_standing(served.get(one.name))} for one in records])
     elif records:
-        made = table("", "name", "architecture", *_NUMBERS, "weights", "server", right=_NUMBERS)
+        made = table("", "name", "architecture", *_NUMBERS, "weights", "server", "memory", "last use", right=_NUMBERS)
         for one in records:
-            state = _state(served, one.name)
             counts = (quantity(one.parameter_count), size(one.bytes), f"{one.context_length:,}")
-            coloured = Text(state or "", "green" if state == "ready" else "yellow")
-            made.add_row(one.name, one.architecture, *counts, width(one), coloured)
+            made.add_row(one.name, one.architecture, *counts, width(one), *_columns(served.get(one.name)))
         out.print(made)
     else:
         note(f"no models in {store.folder}; fetch one with: mlx-serving models pull smollm2-135m")
@@ -55,5 +53,21 @@ def _served(sources: Sources) -> dict[str, ServedModel]:
     return {model.info.name: model for model in listed.models}
 
 
-def _state(served: dict[str, ServedModel], name: str) -> str | None:
-    return served[name].state if name in served else None
+def _standing(model: ServedModel | None) -> dict[str, object]:
+    """How a model stands in the server; state null when the server knows nothing of it."""
+    if model is None:
+        return {"state": None}
+    return {
+        "state": model.state,
+        "memory_bytes": model.memory_bytes,
+        "last_used": model.last_used,
+        "pinned": model.pinned,
+        "adapters": model.adapters,
+    }
+
+
+def _columns(model: ServedModel | None) -> tuple[Text, str, str]:
+    if model is None:
+        return Text(""), "", ""
+    state = Text(model.state, "green" if model.state == "ready" else "yellow")
+    return (state.append(", pinned", "dim") if model.pinned else state), size(model.memory_bytes), last_use(model)

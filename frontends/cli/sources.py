@@ -41,7 +41,12 @@ class Sources:
         return load_settings(home=self.home, profile=self.profile, file=self.file, env=os.environ, overrides=flags)
 
     def load_for(self, model: str | None, overrides: Mapping[str, object] | None = None) -> Loaded:
-        """Settings with `model` as the default one; a folder named on the command line is trusted by that."""
+        """Settings with `model` as the default one, without the adapter in `model:adapter`.
+
+        A folder named on the command line is trusted by that.
+        """
+        if model is not None and not model.startswith("/"):
+            model = model.partition(":")[0]
         flags = {**(overrides or {}), "models.default": model}
         if model is not None and model.startswith("/"):
             flags["models.trusted_folders"] = (*self.load().settings.models.trusted_folders, model)

@@ -12,7 +12,7 @@ from mlx_serving.actors.messages.admission import StatusRequested
 from mlx_serving.actors.messages.frontend import StatusReported
 from mlx_serving.frontends.cli.console import out, print_json, table
 from mlx_serving.frontends.cli.door import running
-from mlx_serving.frontends.cli.figures import duration, quantity, size
+from mlx_serving.frontends.cli.figures import duration, last_use, quantity, size
 from mlx_serving.frontends.cli.sources import Sources, configured
 
 _COLOURS = {
@@ -72,15 +72,20 @@ def _actors(report: StatusReported) -> Table:
 
 
 def _models(report: StatusReported) -> Table:
-    made = table("Models", "name", "state", "parameters", "context", "replicas", right=("parameters", "context"))
+    numbers = ("parameters", "context")
+    made = table("Models", "name", "state", *numbers, "replicas", "memory", "last use", right=numbers)
     for model in report.models:
         name = Text(model.info.name, "bold" if model.is_default else "")
+        if model.pinned:
+            name.append(" (pinned)", "dim")
         made.add_row(
             name.append(" (default)" if model.is_default else "", "dim"),
             Text(model.state, _COLOURS.get(model.state, "")),
             quantity(model.info.parameter_count),
             f"{model.info.context_length:,}",
             str(model.replicas),
+            size(model.memory_bytes),
+            last_use(model),
         )
     return made
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from mlx_serving.config.schema import Http, Settings
 from mlx_serving.frontends.client import Client
+from mlx_serving.frontends.http.adapters import Adapters
 from mlx_serving.frontends.http.cache import Cache
 from mlx_serving.frontends.http.generations import Generations, Running
 from mlx_serving.frontends.http.middleware import ApiKey, BodyLimit, HostGuard, NoAdmin, Outermost
@@ -60,6 +61,7 @@ def _routes(client: Client, settings: Settings, running: Running) -> list[Route]
         fingerprint=f"mlx-serving-{version}",
     )
     models = Models(client, settings)
+    adapters = Adapters(client)
     cache = Cache(client, settings)
     probes = Probes(client, settings.http.probe_seconds)
     description = JsonReply(document(parser, version, needs_key=bool(settings.http.api_key)))
@@ -76,6 +78,11 @@ def _routes(client: Client, settings: Settings, running: Running) -> list[Route]
         Route("/detokenize", models.detokenize, methods=["POST"]),
         Route("/admin/models/load", models.load, methods=["POST"]),
         Route("/admin/models/unload", models.unload, methods=["POST"]),
+        Route("/admin/models/pin", models.pin, methods=["POST"]),
+        Route("/admin/models/unpin", models.unpin, methods=["POST"]),
+        Route("/admin/adapters", adapters.list, methods=["GET"]),
+        Route("/admin/adapters/add", adapters.add, methods=["POST"]),
+        Route("/admin/adapters/remove", adapters.remove, methods=["POST"]),
         Route("/admin/cache", cache.stats, methods=["GET"]),
         Route("/admin/cache/clear", cache.clear, methods=["POST"]),
         Route("/admin/cache/warm", cache.warm, methods=["POST"]),

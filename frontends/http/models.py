@@ -9,7 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mlx_serving.actors.errors import ModelNotFound, ModelNotLoaded
-from mlx_serving.actors.messages.admission import ModelLoadRequested, ModelsRequested, ModelUnloadRequested
+from mlx_serving.actors.messages.admission import (
+    ModelLoadRequested,
+    ModelPinRequested,
+    ModelsRequested,
+    ModelUnloadRequested,
+)
 from mlx_serving.actors.messages.frontend import (
     Detokenized,
     ModelLoaded,
@@ -34,22 +39,26 @@ class Models:
         self._unload_timeout = settings.supervision.drain_seconds + settings.transport.ask_timeout
 
     async def list(self, request: Request) -> Response:
-        """Served models, the default one first; `stored` names those that could be loaded."""
+        """Served models, the default one first, those that a request would load, and their adapters.
+
+        `stored` names all that could be loaded.
+        """
         listed: ModelsListed = await self._client.ask(ModelsRequested())
-        served = sorted(listed.models, key=lambda model: not model.is_default)
-        body = {"object": "list", "data": [_model(model) for model in served], "stored": listed.stored}
-        return JsonReply(body)
+        models = sorted((*listed.models, *listed.available), key=lambda model: not model.is_default)
+        data = [entry for model in models for entry in _with_adapters(model)]
+        return JsonReply({"object": "list", "data": data, "stored": listed.stored})
 
     async def retrieve(self, request: Request) -> Response:
         """One served model."""
         name = request.path_params["model"]
         listed: ModelsListed = await self._client.ask(ModelsRequested())
-        for model in listed.models:
-            if model.info.name == name:
-                return JsonReply(_model(model))
+        entries = [entry for model in (*listed.models, *listed.available) for entry in _with_adapters(model)]
+        for entry in entries:
+            if entry["id"] == name:
+                return JsonReply(entry)
         if name in listed.stored:
             raise ModelNotLoaded(f"Model {name} is stored and not loaded", model=name)
-        raise _not_found(name, [model.info.name for model in listed.models] + [*listed.stored])
+        raise _not_found(name, [entry["id"] for entry in entries] + [*listed.stored])
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text or a conversation."""
@@ -84,6 +93,19 @@ class Models:
         await self._client.ask(ModelUnloadRequested(name), timeout=self._unload_timeout)
         return JsonReply({"id": name, "object": "model", "state": "unloaded"})
 
+    async def pin(self, request: Request) -> Response:
+        """Keep a model loaded."""
+        return await self._pin(request, True)
+
+    async def unpin(self, request: Request) -> Response:
+        """Let a model be unloaded again when it is idle or in the way."""
+        return await self._pin(request, False)
+
+    async def _pin(self, request: Request, pinned: bool) -> Response:
+        name = await read_json_body(request.scope, request.receive, openai.model_name)
+        await self._client.ask(ModelPinRequested(name, pinned))
+        return JsonReply({"id": name, "object": "model", "pinned": pinned})
+
 
 def _model(model: ServedModel) -> dict[str, Any]:
     return {
@@ -100,7 +122,21 @@ def _model(model: ServedModel) -> dict[str, Any]:
         "parameter_count": model.info.parameter_count,
         "dtype": model.info.dtype,
         "quantization_bits": model.info.quantization_bits,
+        "memory_bytes": model.memory_bytes,
+        "last_used": int(model.last_used),
+        "pinned": model.pinned,
+        "adapters": model.adapters,
     }
+
+
+def _with_adapters(model: ServedModel) -> list[dict[str, Any]]:
+    """The model, and one entry more for each adapter that a request may choose with it."""
+    entry = _model(model)
+    adapted = [
+        {**entry, "id": f"{entry['id']}:{name}", "is_default": False, "adapters": (), "parent": entry["id"]}
+        for name in model.adapters
+    ]
+    return [entry, *adapted]
 
 
 def _not_found(name: str, known: list[str]) -> ModelNotFound:

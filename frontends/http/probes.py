@@ -74,6 +74,8 @@ def _health(status: StatusReported) -> dict[str, Any]:
             "is_default": model.is_default,
             "replicas": model.replicas,
             "context_length": model.info.context_length,
+            "memory_bytes": model.memory_bytes,
+            "pinned": model.pinned,
         }
         for model in status.models
     ]

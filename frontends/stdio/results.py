@@ -147,6 +147,10 @@ def _model(model: ServedModel) -> dict[str, Any]:
         "dtype": info.dtype,
         "quantization_bits": info.quantization_bits,
         "loaded_at": model.loaded_at,
+        "memory_bytes": model.memory_bytes,
+        "last_used": model.last_used,
+        "pinned": model.pinned,
+        "adapters": list(model.adapters),
     }
 
 

@@ -36,8 +36,11 @@ class Session:
         self._served.pop(model_id, None)
 
     def served_name(self, model_id: str) -> str:
-        """The runtime's name of the host's model."""
-        return self._served.get(model_id, model_id)
+        """The runtime's name of the host's model, of which `model_id:adapter` names an adapter."""
+        if model_id in self._served:
+            return self._served[model_id]
+        base, colon, adapter = model_id.rpartition(":")
+        return f"{self._served[base]}:{adapter}" if colon and base in self._served else model_id
 
     def host_name(self, name: str) -> str:
         """The inverse: the id under which the host loaded the model, else its name."""

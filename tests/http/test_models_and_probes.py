@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
 import httpx2
 import pytest
-from support.fake_client import FakeClient, status
+from support.fake_client import MODEL, FakeClient, served, status
 
 from mlx_serving.actors.errors import ActorUnavailable, ModelNotFound
 from mlx_serving.actors.messages import admission as asked
+from mlx_serving.actors.messages.frontend import ModelsListed
 
 Serve = Callable[..., str]
 Browse = Callable[[str], httpx2.Client]
@@ -63,6 +65,40 @@ def test_models_are_loaded_and_unloaded(serve: Serve, browse: Browse) -> None:
     assert browser.post("/admin/models/unload", json={"model": "tiny"}).json()["state"] == "unloaded"
     assert client.asked == [asked.ModelLoadRequested("tiny"), asked.ModelUnloadRequested("tiny")]
     assert browser.post("/admin/models/load", json={"model": "tiny", "force": True}).status_code == 400
+
+
+def test_models_that_a_request_would_load_and_adapters_are_listed_too(serve: Serve, browse: Browse) -> None:
+    client = FakeClient()
+    resting = attrs.evolve(served("stored"), info=attrs.evolve(MODEL, name="other"), is_default=False)
+    adapted = attrs.evolve(served(), adapters=("sql",), memory_bytes=7, pinned=True, last_used=5.5)
+    client.answers[asked.ModelsRequested] = ModelsListed((adapted,), ("other",), (resting,))
+    browser = browse(serve(client))
+    entries = {entry["id"]: entry for entry in browser.get("/v1/models").json()["data"]}
+    assert list(entries) == ["tiny", "tiny:sql", "other"]
+    assert (entries["other"]["state"], entries["tiny:sql"]["parent"]) == ("stored", "tiny")
+    tiny = entries["tiny"]
+    assert (tiny["memory_bytes"], tiny["pinned"], tiny["last_used"], tiny["adapters"]) == (7, True, 5, ["sql"])
+    assert browser.get("/v1/models/tiny:sql").json() == entries["tiny:sql"]
+
+
+def test_models_are_pinned_and_unpinned(serve: Serve, browse: Browse) -> None:
+    client = FakeClient()
+    browser = browse(serve(client))
+    assert browser.post("/admin/models/pin", json={"model": "tiny"}).json()["pinned"] is True
+    assert browser.post("/admin/models/unpin", json={"model": "tiny"}).json()["pinned"] is False
+    assert client.asked == [asked.ModelPinRequested("tiny", True), asked.ModelPinRequested("tiny", False)]
+
+
+def test_adapters_are_listed_added_and_removed(serve: Serve, browse: Browse) -> None:
+    client = FakeClient()
+    browser = browse(serve(client))
+    (listed,) = browser.get("/admin/adapters").json()["data"]
+    assert (listed["id"], listed["rank"], listed["form"]) == ("tiny:sql", 8, "mlx-lm")
+    body = {"folder": "/adapters/sql", "base": "tiny", "name": "sql"}
+    assert browser.post("/admin/adapters/add", json=body).json() == listed
+    assert browser.post("/admin/adapters/remove", json={"adapter": "tiny:sql"}).json()["removed"] is True
+    assert client.asked[1:] == [asked.AdapterAddRequested(**body), asked.AdapterRemoveRequested("tiny:sql")]
+    assert browser.post("/admin/adapters/add", json={"folder": "x"}).json()["error"]["param"] == "base"
 
 
 @pytest.mark.parametrize(

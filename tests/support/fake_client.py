@@ -12,6 +12,7 @@ from mlx_serving.actors.errors import Cancelled, ServingError
 from mlx_serving.actors.messages import admission as asked
 from mlx_serving.actors.messages import frontend as told
 from mlx_serving.actors.messages.values import (
+    AdapterInfo,
     CacheStats,
     FinishReason,
     ModelInfo,
@@ -24,6 +25,7 @@ from mlx_serving.actors.messages.values import (
 )
 
 MODEL = ModelInfo("tiny", "/models/tiny", "llama", 135_000_000, "float16", 2048, 49152, 1024, 4)
+ADAPTER = AdapterInfo("sql", MODEL.name, "mlx-lm", 8, 4, 1000, "abc", "/adapters/sql")
 TIMINGS = Timings(0.001, 0.002, 0.003, 0.004, 0.01)
 CACHE = CacheStats(True, entries=2, tokens=640, bytes=1 << 20, limit_bytes=1 << 30, lookups=4, hits=3)
 WORDS = ("Hello", ", ", "wörld", " 🌍")
@@ -205,8 +207,10 @@ def _answer(message: Any) -> Any:
             return told.Detokenized(MODEL.name, text)
         case asked.ModelLoadRequested():
             return told.ModelLoaded(served())
-        case asked.ModelUnloadRequested():
+        case asked.ModelUnloadRequested() | asked.ModelPinRequested() | asked.AdapterRemoveRequested():
             return told.Done()
+        case asked.AdaptersRequested() | asked.AdapterAddRequested():
+            return told.AdaptersListed((ADAPTER,))
         case asked.CacheStatsRequested() | asked.CacheClearRequested():
             return told.CacheReported((told.ReplicaCache("replica-1", MODEL.name, CACHE),))
         case asked.CacheWarmRequested():
