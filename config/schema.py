@@ -177,6 +177,22 @@ class PrefixCache:
     )
     directory: str = setting("", "Folder of these files; empty is `state/prefix` in the home folder.")
 
+    def share_of(self, kv_bytes: int) -> int:
+        """What the cache takes of a budget for keys and values."""
+        if not self.enabled:
+            return 0
+        return min(self.bytes, kv_bytes // 2) if self.bytes else kv_bytes // 4
+
+
+@attrs.frozen
+class Guidance:
+    """Structured output: schemas and grammars that answers are held to."""
+
+    compile_seconds: float = setting(
+        5.0, "How long a schema or grammar may take to compile before its request is refused.", minimum=0.05
+    )
+    cached: int = setting(64, "Compiled schemas and grammars kept by each replica.", minimum=1)
+
 
 @attrs.frozen
 class Generation:
@@ -202,6 +218,15 @@ class Generation:
         "Keys and values up to which steps overlap, as MLX copies what a step in flight still reads; 0: by back end.",
         minimum=0,
     )
+    in_place_attention: bool = setting(
+        True, "On CUDA write keys and values in place by our own kernel, so that no step in flight makes MLX copy them."
+    )
+    dequantize: Literal["auto", "on", "off"] = setting(
+        "auto", "Keep quantised weights dequantised in memory; `auto`: on CUDA, where they leave half of it free."
+    )
+    compile_steps: Literal["auto", "on", "off"] = setting(
+        "auto", "Compile the decode steps that write in place; `auto`: on CUDA."
+    )
     kv_type: Literal["model", "8bit", "4bit"] = setting(
         "model", "How keys and values are cached: in the model's own type, or quantised."
     )
@@ -221,6 +246,7 @@ class Generation:
     )
     prefix_cache: PrefixCache = setting(PrefixCache, "Prefix cache.")
     speculation: Speculation = setting(Speculation, "Speculative decoding.")
+    guidance: Guidance = setting(Guidance, "Structured output.")
     native_kernels: bool = setting(True, "On the CPU compute with our own kernels in place of MLX's, where built.")
     blas: bool = setting(True, "On Linux put OpenBLAS ahead of the reference BLAS of MLX's wheel.")
     scripted_step_seconds: float = setting(0.0, "Time one step of the scripted engine takes.", minimum=0)

@@ -55,12 +55,22 @@ class Answer:
         self._decoder = decoder
         self._channels = Channels(stopping.stop, form) if stopping.stop or form is not None else None
 
-    def add(self, token_id: int) -> Piece:
-        """Take the next token. Nothing may be added after a piece with a reason."""
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next is reasoning."""
+        return self._channels is not None and self._channels.is_thinking
+
+    def add(self, token_id: int, is_complete: bool = False) -> Piece:
+        """Take the next token. Nothing may be added after a piece with a reason.
+
+        `is_complete`: what the answer is held to lets nothing follow.
+        """
         self.tokens += 1
         if token_id in self._ending_ids:
             return self._end("", (), "stop", token_id if token_id in self._stop_ids else None)
         text = self._decoder.add(token_id)
+        if is_complete:
+            return self._end(text, (token_id,), "stop", None)
         if self.tokens >= self.limit:
             return self._end(text, (token_id,), "length", None)
         if self._channels is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 from mlx_serving.actors.json_schema.walk import Node, reachable
 
@@ -57,7 +56,7 @@ def _last_needed(places: list[Place], is_cured: Callable[[list[Place]], bool]) -
 
 
 def _without(schema: Node, places: list[Place]) -> Node:
-    pruned: Any = copy.deepcopy(schema)
+    pruned: Node = copy.deepcopy(schema)
     nodes = dict(reachable(pruned))
     for path, name in places:
         nodes[path].pop(name, None)

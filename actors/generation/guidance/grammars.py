@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING, NoReturn
 
 from mlx_serving.actors.errors import InvalidParameter
-from mlx_serving.actors.json_schema.walk import Node
 from mlx_serving.actors.json_schema.guidance import check, choices_of, schema_of
+from mlx_serving.actors.json_schema.walk import Node
 from mlx_serving.actors.messages.values import Guidance
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ class Matchers:
     def __init__(self, tokenizer: TextTokenizer, eos_ids: frozenset[int], vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._eos_ids = sorted(eos_ids)
-        self._width = max(vocab_size, tokenizer.vocab_size)
+        self.width = max(vocab_size, tokenizer.vocab_size)
         self._lock = threading.Lock()
         self._words: llguidance.LLTokenizer | None = None
 
@@ -36,7 +36,7 @@ class Matchers:
         with self._lock:
             if self._words is None:
                 text = self._tokenizer.backend.to_str()
-                self._words = llguidance.LLTokenizer(text, n_vocab=self._width, eos_token=self._eos_ids)
+                self._words = llguidance.LLTokenizer(text, n_vocab=self.width, eos_token=self._eos_ids)
             return self._words
 
     def make(self, guidance: Guidance) -> llguidance.LLMatcher:
@@ -49,7 +49,7 @@ class Matchers:
             if guidance.kind == "json_schema":
                 message = named(schema_of(guidance), message, lambda schema: self._error(words, schema, field))
             refuse(field, message)
-        try_out(matcher, field, (self._width + 31) // 32)
+        try_out(matcher, field, (self.width + 31) // 32)
         return matcher
 
     def _error(self, words: llguidance.LLTokenizer, schema: Node, field: str) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -25,10 +26,10 @@ import mlx.core as mx
 from mlx_serving.actors.clock import Clock, monotonic
 from mlx_serving.actors.errors import GenerationFailed, ServingError, describe
 from mlx_serving.actors.generation.answer import Timeline, output_of
-from mlx_serving.actors.generation.capacity import kv_budget, prefix_bytes
+from mlx_serving.actors.generation.capacity import kv_budget
 from mlx_serving.actors.generation.engine import EngineLimits, HeldPrefixes, StepReport
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine import guiding, loading
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters, FindAdapter, no_adapter
 from mlx_serving.actors.generation.mlx_engine.batch import Batch, Step
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
@@ -36,7 +37,7 @@ from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
 from mlx_serving.actors.generation.mlx_engine.prompts import IDLE_TOKENS, Prompts
 from mlx_serving.actors.generation.mlx_engine.reuse import reuse_for
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
-from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
+from mlx_serving.actors.generation.mlx_engine.sampling import Draw, RowSampling
 from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
 from mlx_serving.actors.generation.pacing import PrefillPace
 from mlx_serving.actors.generation.request import answer_limit, answer_of, info_of, is_prefill_only, prompt_of
@@ -90,6 +91,7 @@ class MlxEngine:
         loading.prepare_device(self._settings)
         self._model: Any = loading.load_weights(self._record)
         self._record = loading.widen(self._model, self._record)
+        self._model = loading.dequantise(self._model, self._settings)
         loading.speed_up(self._model, self._settings)
         self._start_batching()
         self._warm_up()
@@ -109,11 +111,13 @@ class MlxEngine:
         )
         row.adapter = self._adapters.acquire(sequence.adapter)
         self._reuse.queue(row)
+        self._guiding.begin(row)
         self._rows[sequence.sequence_id] = row
         self._prompts.waiting.append(row)
 
     def step(self) -> StepReport:
         self._outputs = {}
+        self._take_guides()
         self._take_back()
         self._let_go()
         self._prefilled = self._prefill()
@@ -174,13 +178,16 @@ class MlxEngine:
             self._prompts.clear()
             self._drop_batch()
             self._reuse.close()
-            del self._batch, self._prompts, self._adapters, self._reuse
+            self._guiding.close()
+            del self._batch, self._prompts, self._adapters, self._reuse, self._guiding
         self._model = None
         mx.clear_cache()
 
     def _start_batching(self) -> None:
         """Choose how rows are kept together; one at a time where that is not possible."""
-        cache, self._form = rows_cache_for(self._model, self._settings.kv_type)
+        cache, self._form = rows_cache_for(
+            self._model, self._settings.kv_type, self._settings.in_place_attention, loading.compiles(self._settings)
+        )
         self._adapters = Adapters(self._model, self._find_adapter, self._settings.max_adapters)
         self._batch = Batch(cache, self._adapters)
         slabs = cache.can_roll_back
@@ -188,9 +195,12 @@ class MlxEngine:
             self._slots = 1
         weights, memory = loading.weight_bytes(self._model), loading.memory_bytes()
         budget = kv_budget(self._settings, weights, memory)
-        kept = prefix_bytes(self._settings, budget)
+        kept = self._settings.prefix_cache.share_of(budget)
         self._limits = EngineLimits(self._slots, budget - kept, weights, memory)
         self._reuse = reuse_for(self._record, self._settings, self._new_caches, kept)
+        self._guiding = guiding.Guiding(
+            self._tokenizer, self._eos_ids, self._record.vocab_size, self._settings.guidance
+        )
         self._prompts = Prompts(
             self._model, self._adapters, self._new_caches, self._reuse, slabs, self._fail, self._is_cleared
         )
@@ -199,6 +209,14 @@ class MlxEngine:
         return prompt_caches.new_caches(self._model, self._form)
 
     # --- rows come and go -----------------------------------------------------------------------------------
+
+    def _take_guides(self) -> None:
+        """Rows whose guides are ready may join; without any other row, wait a moment for one."""
+        rows = self._rows.values()
+        if not self._in_flight and all(row.is_paused or (row.awaited_guide and not row.unfilled) for row in rows):
+            self._guiding.wait()
+        for row, error in self._guiding.arrived():
+            self._fail(row, error)
 
     def _take_back(self) -> None:
         """Rows that were parked say the tokens they were stopped at, and are ready again."""
@@ -270,26 +288,46 @@ class MlxEngine:
             self._join()
             if not self._batch.rows:
                 return self._read(len(self._in_flight))
+            if any(row.guide is not None for row in self._batch.rows):
+                return self._decode_guided()
             step = self._batch.sample(self._batch.forward())
             if not self._overlaps():
-                return self._read(len(self._in_flight), before=step)
-            step.start()
-            self._in_flight.append(step)
+                return self._read(len(self._in_flight), before=functools.partial(self._go, step))
+            self._go(step)
             return self._read(len(self._in_flight) - self._settings.pipeline_depth)
         except Exception as error:
             self._recover(error)
             return 0
 
-    def _read(self, steps: int, before: Step | None = None) -> int:
-        """Wait for the oldest steps, set `before` going, and only then take the tokens in. Returns their number."""
+    def _decode_guided(self) -> int:
+        """Make the masks of the next step while its forward pass runs, once the tokens before it are read."""
+        logits = self._batch.forward()
+        start = functools.partial(prompt_caches.start, [logits])
+        overlaps = self._overlaps()
+        if overlaps:
+            start()
+        tokens = self._read(len(self._in_flight), before=None if overlaps else start)
+        rows = self._batch.rows
+        masks = self._guiding.masks(rows)
+        for row in rows:
+            if not row.is_gone and row.guide is not None and row.guide.failure is not None:
+                self._fail(row, row.guide.failure)
+        self._go(self._batch.sample(logits, masks))
+        return tokens
+
+    def _go(self, step: Step) -> None:
+        step.start()
+        self._in_flight.append(step)
+
+    def _read(self, steps: int, before: Callable[[], None] | None = None) -> int:
+        """Wait for the oldest steps, call `before`, and only then take the tokens in. Returns their number."""
         readings = []
         for _ in range(steps):
             readings += self._in_flight[0].read()
             self._in_flight.popleft()
             self._keep_pace()
         if before is not None:
-            before.start()
-            self._in_flight.append(before)
+            before()
         for row, reading in readings:
             self._take(row, reading)
         return len(readings)
@@ -302,8 +340,10 @@ class MlxEngine:
 
     def _overlaps(self) -> bool:
         """Whether a step may be set going while another is in flight."""
+        if self._settings.pipeline_depth == 0 or self._batch.cache.writes_in_place:
+            return self._settings.pipeline_depth > 0
         most = self._settings.pipeline_kv_bytes or (_OVERLAP_BYTES_CPU if loading.is_cpu() else _OVERLAP_BYTES)
-        return self._settings.pipeline_depth > 0 and self._batch.cache.nbytes <= most
+        return self._batch.cache.nbytes <= most
 
     def _join(self) -> None:
         self._joining = self._prompts.take_ready(self._slots - len(self._batch.rows))
@@ -329,7 +369,12 @@ class MlxEngine:
         if row.timeline.first_token_at is None:
             row.timeline.first_token_at = now
         row.ids.append(reading.token_id)
-        piece = row.answer.add(reading.token_id)
+        try:
+            is_complete = guiding.advance(row, reading.token_id)
+        except ServingError as error:
+            self._fail(row, error)
+            return
+        piece = row.answer.add(reading.token_id, is_complete)
         logprobs = (self._logprob(reading.token_id, reading.logprob),) if reading.logprob is not None else ()
         end = None
         if piece.reason is not None:
@@ -405,7 +450,7 @@ class MlxEngine:
         alone = self._batch.anew()
         try:
             alone.join([row])
-            ((_, reading),) = alone.sample(alone.forward()).read()
+            ((_, reading),) = alone.sample(alone.forward(), self._guiding.masks([row])).read()
         except Exception as error:
             self._fail(row, error)
             return False
@@ -417,14 +462,16 @@ class MlxEngine:
         return not row.is_gone
 
     def _warm_up(self) -> None:
-        """Compile what the first request would wait for: one chunk of prefill and two decode steps."""
-        row_caches = self._new_caches()
-        token = mx.zeros((1, 1), dtype=mx.uint32)
+        """Compile what the first request would wait for: a chunk of prefill, and steps of one row drawn both ways."""
+        own, cache = self._new_caches(), self._batch.cache.fresh()
+        token = mx.zeros(1, dtype=mx.uint32)
         try:
-            self._model(mx.zeros((1, 8), dtype=mx.uint32), cache=row_caches)
-            for _ in range(2):
-                token = mx.argmax(self._model(token, cache=row_caches)[:, -1, :], axis=-1)[:, None]
-            mx.eval(token)
+            self._model(mx.zeros((1, 8), dtype=mx.uint32), cache=own)
+            cache.join([own])
+            for parameters in (Sampling(temperature=0), Sampling(temperature=0), Sampling(top_p=0.9)):
+                cache.reserve(1)
+                token = Draw([parameters])(cache.forward(token[:, None])[:, -1, :], [0.5])
+                mx.eval(token)
         except Exception as error:
             raise loading.failed(self._record, error) from error
         mx.clear_cache()

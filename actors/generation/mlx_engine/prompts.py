@@ -84,7 +84,7 @@ class Prompts:
 
     def take_ready(self, room: int) -> list[Row]:
         """Rows that join the batch now."""
-        joining = [row for row in self.ready if not row.is_paused][: max(0, room)]
+        joining = [row for row in self.ready if not row.is_paused and row.awaited_guide is None][: max(0, room)]
         if joining:
             self.ready = [row for row in self.ready if row not in joining]
         return joining

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import attrs
 
 from mlx_serving.actors.generation.answer import Answer, Timeline
+from mlx_serving.actors.generation.guidance.guide import Guide
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
 from mlx_serving.actors.generation.mlx_engine.prefix_disk import Prefetch
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
+from mlx_serving.actors.generation.speculation.row import RowSpeculation
 from mlx_serving.actors.messages.batching import SequenceQueued
 
 
@@ -54,6 +58,12 @@ class Row:
     """Lengths, ascending, at which prefill lets the prefix cache see what it has."""
     prefetch: Prefetch | None = None
     is_failed: bool = False
+    speculation: RowSpeculation | None = None
+    """Made when a proposal to the row is first thought of."""
+    guide: Guide | None = None
+    """What holds its answer."""
+    awaited_guide: Future[Guide] | None = None
+    """While it is being made."""
 
     @property
     def unfilled(self) -> int:

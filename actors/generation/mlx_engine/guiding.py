@@ -1,0 +1,106 @@
+"""Holding rows to what they were asked for: their guides, from the request to the masks of each step.
+
+A guide begins with the answer, after the reasoning if there is any. It takes in every token when the host does, so the
+masks of a step are made once the tokens before it are known, while the forward pass runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent import futures
+
+import mlx.core as mx
+
+from mlx_serving.actors.errors import ServingError
+from mlx_serving.actors.generation.guidance.compiler import GuideCompiler
+from mlx_serving.actors.generation.guidance.guide import Guide
+from mlx_serving.actors.generation.guidance.masks import fill_draft_masks, fill_masks, new_masks
+from mlx_serving.actors.generation.guidance.matchers import Matchers
+from mlx_serving.actors.generation.mlx_engine.row import Row
+from mlx_serving.actors.models.tokenizer import TextTokenizer
+from mlx_serving.config.schema import Guidance
+
+_WAIT_SECONDS = 0.01
+
+
+class Guiding:
+    """Of one model. Its methods are called on the engine's thread."""
+
+    def __init__(self, tokenizer: TextTokenizer, eos_ids: frozenset[int], vocab_size: int, settings: Guidance) -> None:
+        """`vocab_size` is the width of the logits."""
+        self._matchers = Matchers(tokenizer, eos_ids, vocab_size)
+        self._compiler = GuideCompiler(self._matchers, settings.compile_seconds, settings.cached)
+        self._awaited: list[Row] = []
+
+    def begin(self, row: Row) -> None:
+        """Have its guide made, if it wants one. Until then the row is prefilled but does not join the batch."""
+        if row.sequence.guidance is not None:
+            row.awaited_guide = self._compiler.start(row.sequence.guidance)
+            self._awaited.append(row)
+
+    def arrived(self) -> list[tuple[Row, ServingError]]:
+        """Give rows the guides that are ready; those rows that cannot have one, and why."""
+        failed = []
+        waiting, self._awaited = self._awaited, []
+        for row in waiting:
+            future = row.awaited_guide
+            if row.is_gone or future is None:
+                continue
+            if not future.done():
+                self._awaited.append(row)
+                continue
+            row.awaited_guide = None
+            error = future.exception()
+            if error is None:
+                row.guide = future.result()
+            else:
+                failed.append((row, error if isinstance(error, ServingError) else ServingError(repr(error))))
+        return failed
+
+    def wait(self) -> None:
+        """A moment, or until some guide is ready: when nothing else is to be done."""
+        awaited = [row.awaited_guide for row in self._awaited if row.awaited_guide is not None]
+        if awaited:
+            futures.wait(awaited, _WAIT_SECONDS, futures.FIRST_COMPLETED)
+
+    def masks(self, rows: Sequence[Row]) -> mx.array | None:
+        """What each row may say next, [rows, words]; None if every row may say anything.
+
+        A row whose guide cannot go on has its `failure` set, and may say anything.
+        """
+        guides = [active_guide(row) for row in rows]
+        if not any(guides):
+            return None
+        masks = new_masks(len(rows), self._matchers.width)
+        fill_masks(guides, masks)
+        return mx.array(masks)
+
+    def draft_masks(self, rows: Sequence[Row], drafts: Sequence[Sequence[int]], width: int) -> mx.array | None:
+        """What each row may say next and after each token of its draft, [rows, width, words]."""
+        guides = [active_guide(row) for row in rows]
+        if not any(guides):
+            return None
+        masks = new_masks(len(rows) * width, self._matchers.width).reshape(len(rows), width, -1)
+        fill_draft_masks(guides, drafts, masks)
+        return mx.array(masks)
+
+    def close(self) -> None:
+        self._awaited.clear()
+        self._compiler.close()
+
+
+def active_guide(row: Row) -> Guide | None:
+    """The guide of what the row says next, if anything holds it."""
+    return None if row.guide is None or row.is_gone or row.answer.is_thinking else row.guide
+
+
+def advance(row: Row, token_id: int) -> bool:
+    """Let the row's guide take in a token of the answer. Returns whether it was the last that may come.
+
+    Raises the ServingError that says why it cannot.
+    """
+    guide = active_guide(row)
+    if guide is None:
+        return False
+    guide.advance(token_id)
+    return guide.is_complete
