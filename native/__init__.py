@@ -1,25 +1,24 @@
 """Native code and its pure twins; which of the two runs is chosen here and nowhere else.
 
 `MLX_SERVING_NATIVE` forces the choice: `pure`, `native` (ImportError where it was not built), or the default
-`auto`, which takes the compiled twin where it was built. The BLAS is apart from this: see `blas`.
+`auto`, which takes the compiled twin where it was built. Apart from this are the BLAS (`blas`) and the kernels of
+MLX's CPU back end (`kernel_choice`, `kernels`), which `pure` switches off too.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import shutil
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import attrs
 
-from mlx_serving.native import blas, pure
+from mlx_serving.native import blas, kernel_choice, pure
+from mlx_serving.native.kernel_choice import Choice
 
 __all__ = ["NativeStatus", "StopMatcher", "status"]
-
-Choice = Literal["native", "pure"]
 
 
 @attrs.frozen
@@ -28,8 +27,11 @@ class NativeStatus:
 
     choice: Choice
     reason: str
+    kernels: Choice
+    """The twin of the CPU back end's kernels."""
+    kernels_reason: str
     built_for_mlx: str | None
-    """The one mlx version the compiled twin works with; None while it calls nothing of mlx."""
+    """The one mlx version the kernels work with; None where they were not built."""
     running_mlx: str | None
     """The installed mlx version; None if there is none."""
     blas: blas.BlasChoice
@@ -65,21 +67,16 @@ else:
 
 def status() -> NativeStatus:
     """The choice made in this process and what it rests on; imports nothing of mlx."""
-    product = blas.plan()
+    product, kernels = blas.plan(), kernel_choice.plan()
     return NativeStatus(
         choice=_choice,
         reason=_reason,
-        built_for_mlx=None,
-        running_mlx=_installed_mlx(),
+        kernels=kernels.choice,
+        kernels_reason=kernels.reason,
+        built_for_mlx=kernels.built_for_mlx,
+        running_mlx=kernel_choice.installed_mlx(),
         blas=product.choice,
         blas_reason=product.reason,
         blas_threads=product.threads,
         compiler=shutil.which("g++"),
     )
-
-
-def _installed_mlx() -> str | None:
-    try:
-        return importlib.metadata.version("mlx")
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -15,14 +15,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("actors", "config", "frontends", "native")
 ENGINE = "actors.generation.mlx_engine"
+KERNELS = "native.kernels"
 
 HOMES = {
     "zmq": ("actors.transport",),
     "msgpack": ("actors.codec",),
     "cattrs": ("actors.codec", "config"),
     "typed_settings": ("config",),
-    "mlx": (ENGINE, "actors.models.gguf"),
-    "mlx_lm": (ENGINE, "actors.models.gguf"),
+    "mlx": (ENGINE, "actors.models.gguf", KERNELS),
+    "mlx_lm": (ENGINE, "actors.models.gguf", KERNELS),
     "mlx_vlm": (ENGINE,),
     "transformers": (ENGINE,),
     "prometheus_client": ("actors.telemetry.exporters",),
@@ -188,20 +189,21 @@ def test_modules_that_decide_touch_no_io_clock_thread_or_log() -> None:
 
 
 def test_mlx_is_loaded_only_with_the_engine() -> None:
-    heavy = ("mlx", "mlx_lm", "mlx_vlm", "transformers", f"mlx_serving.{ENGINE}")
+    own = (f"mlx_serving.{ENGINE}", f"mlx_serving.{KERNELS}")
+    heavy = ("mlx", "mlx_lm", "mlx_vlm", "transformers")
     none(
         [
             one
             for one in imports()
             if one.at_load
-            and not within(one.importer, ENGINE)
-            and (one.imported.split(".")[0] in heavy or one.imported.startswith(f"mlx_serving.{ENGINE}"))
+            and not within(one.importer, ENGINE, KERNELS)
+            and (one.imported.split(".")[0] in heavy or one.imported.startswith(own))
         ]
     )
 
 
 def test_importing_everything_but_the_engine_loads_neither_mlx_nor_transformers() -> None:
-    wanted = [f"mlx_serving.{name}" for name in modules() if not within(name, ENGINE)]
+    wanted = [f"mlx_serving.{name}" for name in modules() if not within(name, ENGINE, KERNELS)]
     script = (
         "import importlib, sys\n"
         f"for name in {wanted!r}: importlib.import_module(name)\n"

@@ -18,7 +18,7 @@ find_python() {
 
 # What an installation depends on: when it changes, the next call installs again.
 fingerprint() {
-  cat setup.cfg setup.py pyproject.toml native/*.pyx native/src/* | cksum
+  cat setup.cfg setup.py pyproject.toml native/*.pyx $(find native/src -type f | sort) | cksum
 }
 
 # install_product EXTRAS: the product, editable, with its native modules and these extras ("" for none) in .venv.

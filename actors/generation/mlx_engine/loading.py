@@ -8,14 +8,17 @@ from typing import Any
 import attrs
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
+from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.generation.capacity import machine_bytes
 from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
+from mlx_serving.native.kernels.modules import install
 
+_DENSE_SHARE = 0.5
+"""Of the memory for weights and caches, what weights that were quantised may take dequantised."""
 _HALF = (mx.float16, mx.bfloat16)
 
 
@@ -44,7 +47,9 @@ def load_weights(record: ModelRecord) -> Any:
 
 def speed_up(model: Any, settings: Generation) -> None:
     """Install what makes this back end faster without changing what it computes."""
-    if is_cpu():
+    if not is_cpu():
+        return
+    if not settings.native_kernels or not install(model):
         use_dense_products(model, settings.cpu_dense_rows)
 
 
@@ -74,6 +79,35 @@ def weight_bytes(model: Any) -> int:
 def _weights(model: Any) -> list[mx.array]:
     pairs: Any = tree_flatten(model.parameters())
     return [weight for _, weight in pairs]
+
+
+def dequantise(model: Any, settings: Generation) -> Any:
+    """Keep quantised weights dequantised where that is set, or faster and cheap: on CUDA, if memory abounds.
+
+    MLX's batched product with 4-bit weights is several times slower there than with bfloat16 ones.
+    """
+    is_wanted = settings.dequantize == "on" or (settings.dequantize == "auto" and mx.cuda.is_available())
+    if not is_wanted or not any(hasattr(module, "bits") for module in model.modules()):
+        return model
+    expected = sum(_dequantised_bytes(module) for module in model.modules())
+    if settings.dequantize == "auto" and expected > _DENSE_SHARE * settings.memory_fraction * memory_bytes():
+        return model
+    dense = dequantize_model(model)
+    mx.eval(dense.parameters())
+    mx.clear_cache()
+    return dense
+
+
+def _dequantised_bytes(module: Any) -> int:
+    """What the weight of a quantised layer takes in the type of its scales; 0 for other modules."""
+    if not hasattr(module, "bits"):
+        return 0
+    return int(module.weight.size * 32 // module.bits * module.scales.dtype.size)
+
+
+def compiles(settings: Generation) -> bool:
+    """Whether decode steps are compiled: unless set otherwise on CUDA, where the host is the slower part."""
+    return settings.compile_steps == "on" or (settings.compile_steps == "auto" and mx.cuda.is_available())
 
 
 def memory_bytes() -> int:

@@ -1,0 +1,88 @@
+// The kernels of one instruction set, as a table of plain functions on one thread. No MLX, no Python.
+//
+// Each kernel's source is written once, in kernels/*.inl, over the vector type of simd_*.hpp, and compiled for every
+// instruction set in a file kernels_*.cpp of its own.
+#pragma once
+
+#include "types.hpp"
+
+namespace mlx_serving::cpu {
+
+// An affinely quantised matrix as MLX stores it: value(n, k) = digit(n, k) * scale(n, k / group) + bias(n, k / group),
+// digits packed without gaps, lowest bits first, rows contiguous.
+struct QuantizedMatrix {
+  const uint32_t* weight;
+  const void* scales;
+  const void* biases;
+  Type type;  // of scales and biases
+  long rows;
+  long columns;
+  int group;  // a multiple of 32 that divides columns
+  int bits;   // 2, 3, 4, 5, 6 or 8
+
+  long row_words() const { return columns * bits / 32; }
+  long row_groups() const { return columns / group; }
+};
+
+// A dense matrix with contiguous rows `stride` elements apart.
+struct DenseMatrix {
+  const void* weight;
+  Type type;
+  long rows;
+  long columns;
+  long stride;
+};
+
+struct Kernels {
+  const char* name;
+  int tile_rows;     // of packed left operands
+  int tile_columns;  // of packed right operands
+
+  // Floats that one row of `columns` values takes once arranged for digits of `bits` bits.
+  long (*arranged_size)(long columns, int bits);
+  // Arranges a row so that it lines up with the digits of a word; fills what is beyond `columns` with zeros.
+  void (*arrange)(const float* x, long columns, int bits, float* arranged);
+  // y[m, n] = sum over k of x[m, k] * matrix[n, k], for the rows n in [first, last) and all `count` rows of x, which
+  // are arranged and `arranged_size` apart.
+  void (*quantized_rows)(const QuantizedMatrix& matrix, long first, long last, const float* arranged, long count,
+                         float* y, long y_stride);
+  // The same for x as it is, `x_stride` apart, and a dense matrix.
+  void (*dense_rows)(const DenseMatrix& matrix, long first, long last, const float* x, long x_stride, long count,
+                     float* y, long y_stride);
+
+  // Packs rows [first, first + tile_rows) of x, of which `count` exist, columns [begin, end).
+  void (*pack_left)(const float* x, long x_stride, long count, long begin, long end, float* packed);
+  // Packs tile_columns rows of a matrix from row `first` on, columns [begin, end); begin and end are multiples of 32.
+  void (*pack_quantized)(const QuantizedMatrix& matrix, long first, long begin, long end, float* packed);
+  void (*pack_dense)(const DenseMatrix& matrix, long first, long begin, long end, float* packed);
+  // y[m, n] (+)= product of two packed tiles of `depth` columns; writes `rows` by `columns` of it.
+  void (*tile_product)(const float* left, const float* right, long depth, bool accumulate, float* y, long y_stride,
+                       long rows, long columns);
+
+  // Conversions of `count` elements.
+  void (*widen)(const void* source, Type type, float* target, long count);
+  void (*narrow)(const float* source, void* target, Type type, long count);
+};
+
+// The best table for this processor, or the one named by use_instructions.
+const Kernels& kernels();
+// Chooses "avx512", "avx2", "neon" or "scalar"; false, and nothing changed, if this processor or build has it not.
+bool use_instructions(const char* name);
+
+namespace scalar {
+extern const Kernels table;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#elif defined(__aarch64__)
+namespace neon {
+extern const Kernels table;
+}
+#endif
+
+}  // namespace mlx_serving::cpu

@@ -1,0 +1,127 @@
+#include "products.hpp"
+
+#include <algorithm>
+
+#include "pool.hpp"
+#include "scratch.hpp"
+
+namespace mlx_serving::cpu {
+namespace {
+
+// Up to this many rows the matrix is widened again for every eight of them, which costs less than packing it.
+constexpr long kFewRows = 16;
+// Columns of a packed panel: with the tile's columns it stays within the second-level cache.
+constexpr long kDepth = 2048;
+// A matrix of fewer multiplications than this is not worth waking another thread for.
+constexpr long kSmall = 30000;
+
+// Chunks for `rows` rows: several a thread, so that a thread whose core is taken holds the others up less.
+struct Split {
+  long step;
+  int chunks;
+  Split(long rows, long multiple, long work) {
+    long wanted = work < kSmall ? 1 : long(threads()) * 4;
+    step = std::max<long>(multiple, (rows / wanted + multiple - 1) / multiple * multiple);
+    chunks = int((rows + step - 1) / step);
+  }
+};
+
+const float* as_floats(const Rows& x, Scratch& scratch) {
+  if (x.type == Type::f32) return static_cast<const float*>(x.values);
+  float* wide = scratch.floats(size_t(x.count * x.columns));
+  kernels().widen(x.values, x.type, wide, x.count * x.columns);
+  return wide;
+}
+
+// Where results in float go before they are narrowed; the output itself if it is in float.
+struct Target {
+  float* values;
+  long stride;
+  Target(const Output& y, long rows, long columns, Scratch& scratch)
+      : values(y.type == Type::f32 ? static_cast<float*>(y.values) : scratch.floats(size_t(rows * columns))),
+        stride(y.type == Type::f32 ? y.stride : columns) {}
+  void finish(const Output& y, long rows, long columns) const {
+    if (y.type == Type::f32) return;
+    for (long m = 0; m < rows; m++)
+      kernels().narrow(values + m * stride, static_cast<char*>(y.values) + m * y.stride * 2, y.type, columns);
+  }
+};
+
+template <class Pack>
+void tiled(long matrix_rows, long depth, const float* x, long count, const Target& y, const Pack& pack) {
+  static thread_local Scratch left_scratch;
+  const Kernels& k = kernels();
+  long tiles = (count + k.tile_rows - 1) / k.tile_rows;
+  long panel = k.tile_rows * depth;
+  float* left = left_scratch.floats(size_t(tiles * panel));
+  auto pack_tile = [&](int tile) {
+    long first = long(tile) * k.tile_rows;
+    for (long begin = 0; begin < depth; begin += kDepth)
+      k.pack_left(x + first * depth, depth, count - first, begin, std::min(depth, begin + kDepth),
+                  left + tile * panel + begin * k.tile_rows);
+  };
+  parallel(int(tiles), pack_tile);
+  auto column = [&](int chunk) {
+    static thread_local Scratch right_scratch;
+    float* right = right_scratch.floats(size_t(k.tile_columns * std::min(depth, kDepth)));
+    long first = long(chunk) * k.tile_columns;
+    for (long begin = 0; begin < depth; begin += kDepth) {
+      long end = std::min(depth, begin + kDepth);
+      pack(first, begin, end, right);
+      for (long tile = 0; tile < tiles; tile++) {
+        long row = tile * k.tile_rows;
+        k.tile_product(left + tile * panel + begin * k.tile_rows, right, end - begin, begin > 0,
+                       y.values + row * y.stride + first, y.stride, std::min<long>(k.tile_rows, count - row),
+                       std::min<long>(k.tile_columns, matrix_rows - first));
+      }
+    }
+  };
+  parallel(int((matrix_rows + k.tile_columns - 1) / k.tile_columns), column);
+}
+
+}  // namespace
+
+void multiply(const QuantizedMatrix& matrix, const Rows& x, const Output& y) {
+  static thread_local Scratch wide_scratch, arranged_scratch, result_scratch;
+  const Kernels& k = kernels();
+  const float* wide = as_floats(x, wide_scratch);
+  Target target(y, x.count, matrix.rows, result_scratch);
+  if (x.count <= kFewRows) {
+    long size = k.arranged_size(matrix.columns, matrix.bits);
+    float* arranged = arranged_scratch.floats(size_t(size * x.count));
+    for (long m = 0; m < x.count; m++) k.arrange(wide + m * x.columns, x.columns, matrix.bits, arranged + m * size);
+    Split split(matrix.rows, 16, matrix.rows * matrix.columns);
+    auto part = [&](int chunk) {
+      long first = chunk * split.step;
+      k.quantized_rows(matrix, first, std::min(matrix.rows, first + split.step), arranged, x.count, target.values,
+                       target.stride);
+    };
+    parallel(split.chunks, part);
+  } else {
+    tiled(matrix.rows, matrix.columns, wide, x.count, target,
+          [&](long first, long begin, long end, float* packed) { k.pack_quantized(matrix, first, begin, end, packed); });
+  }
+  target.finish(y, x.count, matrix.rows);
+}
+
+void multiply(const DenseMatrix& matrix, const Rows& x, const Output& y) {
+  static thread_local Scratch wide_scratch, result_scratch;
+  const Kernels& k = kernels();
+  const float* wide = as_floats(x, wide_scratch);
+  Target target(y, x.count, matrix.rows, result_scratch);
+  if (x.count <= kFewRows) {
+    Split split(matrix.rows, 16, matrix.rows * matrix.columns);
+    auto part = [&](int chunk) {
+      long first = chunk * split.step;
+      k.dense_rows(matrix, first, std::min(matrix.rows, first + split.step), wide, x.columns, x.count, target.values,
+                   target.stride);
+    };
+    parallel(split.chunks, part);
+  } else {
+    tiled(matrix.rows, matrix.columns, wide, x.count, target,
+          [&](long first, long begin, long end, float* packed) { k.pack_dense(matrix, first, begin, end, packed); });
+  }
+  target.finish(y, x.count, matrix.rows);
+}
+
+}  // namespace mlx_serving::cpu

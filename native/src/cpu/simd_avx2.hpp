@@ -1,0 +1,105 @@
+// Eight lanes. Included where kernels_avx2.cpp has switched its instructions on.
+#pragma once
+
+#include "types.hpp"
+
+namespace mlx_serving::cpu::avx2 {
+
+struct V {
+  __m256 v;
+};
+struct Words {
+  __m256i v;
+};
+constexpr int W = 8;
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = 2;
+
+inline V set1(float x) { return {_mm256_set1_ps(x)}; }
+inline V zero() { return {_mm256_setzero_ps()}; }
+inline V load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline V load(const half_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
+inline V widen(__m128i bits) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))}; }
+inline V load(const bfloat_t* p) { return widen(_mm_loadu_si128((const __m128i*)p)); }
+inline void store(float* p, V a) { _mm256_storeu_ps(p, a.v); }
+inline void store(half_t* p, V a) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void store(bfloat_t* p, V a) {
+  float lanes[W];
+  store(lanes, a);
+  for (int l = 0; l < W; l++) p[l] = to_bfloat(lanes[l]);
+}
+inline V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline V add(V a, V b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline V sub(V a, V b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline V mul(V a, V b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline V div(V a, V b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline V max(V a, V b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline V min(V a, V b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline float sum(V a) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+inline V round(V a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline V exponent(V a) {
+  return {_mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(127)), 23))};
+}
+
+inline Words load_words(const uint32_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+inline Words gather_words(const uint32_t* p, ptrdiff_t stride) {
+  __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return {_mm256_i32gather_epi32((const int*)p, _mm256_mullo_epi32(lanes, _mm256_set1_epi32(int(stride))), 4)};
+}
+template <int Bits>
+inline V digit(Words w, int shift) {
+  __m256i moved = _mm256_srl_epi32(w.v, _mm_cvtsi32_si128(shift));
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(moved, _mm256_set1_epi32((1 << Bits) - 1)))};
+}
+template <class T, int Half>
+inline V element(Words w) {
+  if constexpr (sizeof(T) == 4) return {_mm256_castsi256_ps(w.v)};
+  if constexpr (std::is_same_v<T, bfloat_t>) {
+    return {_mm256_castsi256_ps(Half ? _mm256_slli_epi32(_mm256_srli_epi32(w.v, 16), 16) : _mm256_slli_epi32(w.v, 16))};
+  }
+  __m256i moved = Half ? _mm256_srli_epi32(w.v, 16) : _mm256_and_si256(w.v, _mm256_set1_epi32(0xffff));
+  __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(moved), _mm256_extracti128_si256(moved, 1));
+  return {_mm256_cvtph_ps(packed)};
+}
+// A row's next `count` scales (1, 2, 4 or 8), each spread over W / count lanes.
+struct Spread {
+  __m256i lanes;
+  int count;
+  explicit Spread(int wanted) : count(wanted) {
+    alignas(32) int index[W];
+    for (int l = 0; l < W; l++) index[l] = l / (W / count);
+    lanes = _mm256_load_si256((const __m256i*)index);
+  }
+  inline V operator()(const float* p) const {
+    if (count == 1) return set1(*p);
+    if (count == 8) return load(p);
+    __m128 values = count == 4 ? _mm_loadu_ps(p) : _mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)p));
+    return {_mm256_permutevar8x32_ps(_mm256_castps128_ps256(values), lanes)};
+  }
+  inline __m128i bits(const void* p) const {
+    if (count == 8) return _mm_loadu_si128((const __m128i*)p);
+    if (count == 4) return _mm_loadl_epi64((const __m128i*)p);
+    if (count == 2) return _mm_loadu_si32(p);
+    return _mm_loadu_si16(p);
+  }
+  inline V operator()(const half_t* p) const {
+    return {_mm256_permutevar8x32_ps(_mm256_cvtph_ps(bits(p)), lanes)};
+  }
+  inline V operator()(const bfloat_t* p) const { return {_mm256_permutevar8x32_ps(widen(bits(p)).v, lanes)}; }
+};
+inline V load_bytes(const uint8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)))};
+}
+template <int Bits>
+inline uint64_t to_bytes(uint64_t bits) {
+  return _pdep_u64(bits, 0x0101010101010101ull * ((1u << Bits) - 1));
+}
+
+}  // namespace mlx_serving::cpu::avx2

@@ -1,0 +1,103 @@
+// Sixteen lanes. Included between TARGET_BEGIN and TARGET_END of kernels_avx512.cpp alone.
+#pragma once
+
+#include "types.hpp"
+
+namespace mlx_serving::cpu::avx512 {
+
+struct V {
+  __m512 v;
+};
+struct Words {
+  __m512i v;
+};
+constexpr int W = 16;
+constexpr int kTileRows = 12;
+constexpr int kTileVectors = 2;
+
+inline V set1(float x) { return {_mm512_set1_ps(x)}; }
+inline V zero() { return {_mm512_setzero_ps()}; }
+inline V load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline V load(const half_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+inline V widen(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
+inline V load(const bfloat_t* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
+inline void store(float* p, V a) { _mm512_storeu_ps(p, a.v); }
+inline void store(half_t* p, V a) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void store(bfloat_t* p, V a) {
+  __m512i bits = _mm512_castps_si512(a.v);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+inline V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline V add(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline V sub(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline V mul(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline V div(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline float sum(V a) { return _mm512_reduce_add_ps(a.v); }
+inline V round(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline V exponent(V a) {
+  return {_mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(a.v), _mm512_set1_epi32(127)), 23))};
+}
+
+inline Words load_words(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline Words gather_words(const uint32_t* p, ptrdiff_t stride) {
+  __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return {_mm512_i32gather_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(int(stride))), p, 4)};
+}
+// Up to four bits a permutation of a table gives the float at once: it looks at the lowest four bits of a lane only.
+template <int Bits>
+inline V digit(Words w, int shift) {
+  __m512i moved = _mm512_srli_epi32(w.v, unsigned(shift));
+  if constexpr (Bits == 4) {
+    __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return {_mm512_permutexvar_ps(moved, table)};
+  } else if constexpr (Bits == 2) {
+    __m512 table = _mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+    return {_mm512_permutexvar_ps(moved, table)};
+  } else {
+    return {_mm512_cvtepi32_ps(_mm512_and_si512(moved, _mm512_set1_epi32((1 << Bits) - 1)))};
+  }
+}
+template <class T, int Half>
+inline V element(Words w) {
+  if constexpr (sizeof(T) == 4) return {_mm512_castsi512_ps(w.v)};
+  __m512i moved = Half ? _mm512_srli_epi32(w.v, 16) : w.v;
+  if constexpr (std::is_same_v<T, bfloat_t>) return {_mm512_castsi512_ps(_mm512_slli_epi32(moved, 16))};
+  return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(moved))};
+}
+// A row's next `count` scales, each spread over W / count lanes; masked, so that nothing beyond them is read.
+struct Spread {
+  __m512i lanes;
+  __mmask16 mask;
+  explicit Spread(int count) : mask(__mmask16((1 << count) - 1)) {
+    alignas(64) int index[W];
+    for (int l = 0; l < W; l++) index[l] = l / (W / count);
+    lanes = _mm512_load_si512(index);
+  }
+  inline V operator()(const float* p) const {
+    return {_mm512_permutexvar_ps(lanes, _mm512_maskz_loadu_ps(mask, p))};
+  }
+  inline V operator()(const half_t* p) const {
+    return {_mm512_permutexvar_ps(lanes, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p)))};
+  }
+  inline V operator()(const bfloat_t* p) const {
+    return {_mm512_permutexvar_ps(lanes, widen(_mm256_maskz_loadu_epi16(mask, p)).v)};
+  }
+};
+inline V load_bytes(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+template <int Bits>
+inline uint64_t to_bytes(uint64_t bits) {
+  return _pdep_u64(bits, 0x0101010101010101ull * ((1u << Bits) - 1));
+}
+
+}  // namespace mlx_serving::cpu::avx512

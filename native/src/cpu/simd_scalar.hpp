@@ -1,0 +1,85 @@
+// Four lanes in the compiler's own vectors: for processors without a vector unit known here.
+#pragma once
+
+#include <cmath>
+
+#include "types.hpp"
+
+namespace mlx_serving::cpu::scalar {
+
+typedef float Floats __attribute__((vector_size(16)));
+typedef uint32_t Unsigned __attribute__((vector_size(16)));
+typedef int32_t Signed __attribute__((vector_size(16)));
+
+struct V {
+  Floats v;
+};
+struct Words {
+  Unsigned v;
+};
+constexpr int W = 4;
+constexpr int kTileRows = 4;     // rows of a matrix product's register tile
+constexpr int kTileVectors = 2;  // and its columns, in vectors
+
+inline V set1(float x) { return {Floats{x, x, x, x}}; }
+inline V zero() { return set1(0.0f); }
+template <class T>
+inline V load(const T* p) {
+  return {Floats{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
+}
+template <class T>
+inline void store(T* p, V a) {
+  for (int l = 0; l < W; l++) p[l] = from_float<T>(a.v[l]);
+}
+inline V fma(V a, V b, V c) { return {a.v * b.v + c.v}; }
+inline V add(V a, V b) { return {a.v + b.v}; }
+inline V sub(V a, V b) { return {a.v - b.v}; }
+inline V mul(V a, V b) { return {a.v * b.v}; }
+inline V div(V a, V b) { return {a.v / b.v}; }
+inline V max(V a, V b) { return {a.v > b.v ? a.v : b.v}; }
+inline V min(V a, V b) { return {a.v < b.v ? a.v : b.v}; }
+inline float sum(V a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+// The nearest integer, as a float; for magnitudes below 2^22.
+inline V round(V a) {
+  Floats shift = set1(0x1.8p23f).v;
+  return {(a.v + shift) - shift};
+}
+// 2 to the power of an integer in [-126, 127].
+inline V exponent(V a) { return {(Floats)((__builtin_convertvector(a.v, Signed) + 127) << 23)}; }
+
+inline Words load_words(const uint32_t* p) { return {Unsigned{p[0], p[1], p[2], p[3]}}; }
+inline Words gather_words(const uint32_t* p, ptrdiff_t stride) {
+  return {Unsigned{p[0], p[stride], p[2 * stride], p[3 * stride]}};
+}
+// The number of `Bits` bits that starts at bit `shift` of every lane.
+template <int Bits>
+inline V digit(Words w, int shift) {
+  return {__builtin_convertvector((Signed)((w.v >> shift) & ((1u << Bits) - 1)), Floats)};
+}
+// The lanes' words as floats; for 16-bit types the lower (Half = 0) or upper half of each.
+template <class T, int Half>
+inline V element(Words w) {
+  if constexpr (sizeof(T) == 4) return {(Floats)w.v};
+  V r = zero();
+  for (int l = 0; l < W; l++) r.v[l] = to_float(T{uint16_t(w.v[l] >> (16 * Half))});
+  return r;
+}
+// A row's next `count` scales, each spread over W / count lanes.
+struct Spread {
+  int lanes;
+  explicit Spread(int count) : lanes(W / count) {}
+  template <class T>
+  inline V operator()(const T* p) const {
+    return {Floats{to_float(p[0]), to_float(p[1 / lanes]), to_float(p[2 / lanes]), to_float(p[3 / lanes])}};
+  }
+};
+inline V load_bytes(const uint8_t* p) { return {Floats{float(p[0]), float(p[1]), float(p[2]), float(p[3])}}; }
+// The lowest eight numbers of `Bits` bits, one to a byte.
+template <int Bits>
+inline uint64_t to_bytes(uint64_t bits) {
+  uint64_t spread = 0;
+  for (int i = 0; i < 8; i++) spread |= ((bits >> (i * Bits)) & ((1u << Bits) - 1)) << (8 * i);
+  return spread;
+}
+
+}  // namespace mlx_serving::cpu::scalar

@@ -1,0 +1,62 @@
+#include "arrays.hpp"
+
+#include <cstring>
+
+namespace mlx_serving {
+
+bool is_floating(const mx::array& a) {
+  return a.dtype() == mx::float32 || a.dtype() == mx::float16 || a.dtype() == mx::bfloat16;
+}
+
+cpu::Type type_of(const mx::array& a, const char* what) {
+  require(is_floating(a), std::string(what) + " must be float32, float16 or bfloat16");
+  if (a.dtype() == mx::float32) return cpu::Type::f32;
+  return a.dtype() == mx::float16 ? cpu::Type::f16 : cpu::Type::bf16;
+}
+
+std::string shape_text(const mx::array& a) {
+  std::string text = "(";
+  for (size_t i = 0; i < a.ndim(); i++) text += (i ? ", " : "") + std::to_string(a.shape(int(i)));
+  return text + ")";
+}
+
+void allocate(mx::array& out) {
+  out.set_data(mx::allocator::malloc(out.nbytes()));
+}
+
+namespace {
+
+// Copies what `source` points to, of these strides in elements, row by row into `target`.
+void copy_strided(const char* source, char* target, const mx::Shape& shape, const mx::Strides& strides, size_t item) {
+  size_t dims = shape.size();
+  size_t count = 1;
+  for (auto extent : shape) count *= size_t(extent);
+  std::vector<long> index(dims, 0);
+  for (size_t i = 0; i < count; i++) {
+    std::memcpy(target + i * item, source, item);
+    for (size_t d = dims; d-- > 0;) {
+      source += strides[d] * int64_t(item);
+      if (++index[d] < shape[d]) break;
+      source -= strides[d] * int64_t(item) * shape[d];
+      index[d] = 0;
+    }
+  }
+}
+
+}  // namespace
+
+mx::array contiguous_input(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
+  if (a.flags().row_contiguous) return a;
+  mx::array copy(a.shape(), a.dtype(), nullptr, {});
+  allocate(copy);
+  encoder.dispatch([source = a.data<char>(), target = copy.data<char>(), shape = a.shape(), strides = a.strides(),
+                    item = a.itemsize()] { copy_strided(source, target, shape, strides, item); });
+  encoder.add_temporary(copy);
+  return copy;
+}
+
+mx::Stream cpu_stream() {
+  return mx::to_stream({}, mx::Device::cpu);
+}
+
+}  // namespace mlx_serving

@@ -1,0 +1,114 @@
+// Matrix products.
+#include "../cpu/products.hpp"
+
+#include "arrays.hpp"
+#include "primitives.hpp"
+
+namespace mlx_serving {
+namespace {
+
+class QuantizedProduct : public mx::Primitive {
+ public:
+  QuantizedProduct(mx::Stream stream, int group_size, int bits)
+      : Primitive(stream), group_size_(group_size), bits_(bits) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    mx::array x = contiguous_input(inputs[0], encoder);
+    mx::array weight = contiguous_input(inputs[1], encoder);
+    mx::array scales = contiguous_input(inputs[2], encoder);
+    mx::array biases = contiguous_input(inputs[3], encoder);
+    allocate(outputs[0]);
+    long columns = x.shape(-1), rows = weight.shape(0);
+    cpu::QuantizedMatrix matrix{weight.data<uint32_t>(), scales.data<void>(), biases.data<void>(),
+                                type_of(scales, "scales"), rows, columns, group_size_, bits_};
+    cpu::Rows input{x.data<void>(), type_of(x, "x"), long(x.size()) / columns, columns};
+    cpu::Output output{outputs[0].data<void>(), input.type, rows};
+    encoder.dispatch([=] { cpu::multiply(matrix, input, output); });
+  }
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error("this kernel runs on the CPU only");
+  }
+  const char* name() const override { return "mlx_serving::QuantizedProduct"; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    auto& o = static_cast<const QuantizedProduct&>(other);
+    return group_size_ == o.group_size_ && bits_ == o.bits_;
+  }
+  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
+    auto shape = inputs[0].shape();
+    shape.back() = inputs[1].shape(0);
+    return {shape};
+  }
+
+ private:
+  int group_size_;
+  int bits_;
+};
+
+class DenseProduct : public mx::Primitive {
+ public:
+  using Primitive::Primitive;
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    mx::array x = contiguous_input(inputs[0], encoder);
+    mx::array weight = contiguous_input(inputs[1], encoder);
+    allocate(outputs[0]);
+    long columns = x.shape(-1), rows = weight.shape(0);
+    cpu::DenseMatrix matrix{weight.data<void>(), type_of(weight, "weight"), rows, columns, columns};
+    cpu::Rows input{x.data<void>(), type_of(x, "x"), long(x.size()) / columns, columns};
+    cpu::Output output{outputs[0].data<void>(), input.type, rows};
+    encoder.dispatch([=] { cpu::multiply(matrix, input, output); });
+  }
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error("this kernel runs on the CPU only");
+  }
+  const char* name() const override { return "mlx_serving::DenseProduct"; }
+  bool is_equivalent(const mx::Primitive&) const override { return true; }
+  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
+    auto shape = inputs[0].shape();
+    shape.back() = inputs[1].shape(0);
+    return {shape};
+  }
+};
+
+mx::array product(const mx::array& x, int rows, std::shared_ptr<mx::Primitive> primitive,
+                  std::vector<mx::array> inputs) {
+  auto shape = x.shape();
+  shape.back() = rows;
+  if (x.size() == 0 || rows == 0) return mx::zeros(shape, x.dtype(), cpu_stream());
+  return mx::array(shape, x.dtype(), std::move(primitive), std::move(inputs));
+}
+
+}  // namespace
+
+mx::array quantized_matmul(const mx::array& x, const mx::array& weight, const mx::array& scales,
+                           const mx::array& biases, int group_size, int bits) {
+  require(bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8, "bits must be 2, 3, 4, 5, 6 or 8");
+  require(group_size == 32 || group_size == 64 || group_size == 128, "group_size must be 32, 64 or 128");
+  type_of(x, "x");
+  type_of(scales, "scales");
+  require(weight.dtype() == mx::uint32, "weight must be uint32");
+  require(scales.dtype() == biases.dtype(), "scales and biases must have one type");
+  require(x.ndim() >= 1 && weight.ndim() == 2 && scales.ndim() == 2, "x must have at least one axis, the weight two");
+  long columns = x.shape(-1);
+  require(columns > 0 && columns % group_size == 0 && columns * bits == long(weight.shape(1)) * 32,
+          "x " + shape_text(x) + " and weight " + shape_text(weight) + " do not belong together");
+  require(scales.shape() == biases.shape() && scales.shape(0) == weight.shape(0) &&
+              scales.shape(1) * long(group_size) == columns,
+          "scales " + shape_text(scales) + " and biases " + shape_text(biases) + " do not fit weight " +
+              shape_text(weight));
+  return product(x, weight.shape(0), std::make_shared<QuantizedProduct>(cpu_stream(), group_size, bits),
+                 {x, weight, scales, biases});
+}
+
+mx::array matmul(const mx::array& x, const mx::array& weight) {
+  type_of(x, "x");
+  type_of(weight, "weight");
+  require(x.ndim() >= 1 && weight.ndim() == 2, "x must have at least one axis, the weight two");
+  require(x.shape(-1) > 0 && x.shape(-1) == weight.shape(1),
+          "x " + shape_text(x) + " and weight " + shape_text(weight) + " do not belong together");
+  return product(x, weight.shape(0), std::make_shared<DenseProduct>(cpu_stream()), {x, weight});
+}
+
+}  // namespace mlx_serving
