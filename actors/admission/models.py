@@ -201,8 +201,11 @@ class Models:
 
     def _share(self) -> None:
         """Divide the memory for caches between the models that are there or coming."""
-        fixed = self._node.settings.generation.kv_bytes
-        caches = {name: fixed or share // self._settings.replicas for name, share in self._residency.caches().items()}
+        settings = self._node.settings.generation
+        shares = self._residency.caches().items()
+        caches = {name: settings.kv_bytes or share // self._settings.replicas for name, share in shares}
+        # The rest is for rows that run.
+        caches = {name: share - settings.prefix_cache.share_of(share) for name, share in caches.items()}
         if caches == self._caches:
             return
         self._caches = caches

@@ -25,11 +25,3 @@ def kv_budget(settings: Generation, weight_bytes: int, memory_bytes: int) -> int
     if settings.kv_bytes:
         return settings.kv_bytes
     return max(0, int(settings.memory_fraction * memory_bytes) - weight_bytes)
-
-
-def prefix_bytes(settings: Generation, kv_bytes: int) -> int:
-    """What the prefix cache takes of a budget of `kv_bytes`: as configured, but half of it at most, or a quarter."""
-    cache = settings.prefix_cache
-    if not cache.enabled:
-        return 0
-    return min(cache.bytes, kv_bytes // 2) if cache.bytes else kv_bytes // 4
