@@ -7,40 +7,14 @@ and are reused after; a row that leaves is replaced by the last one, which is th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import attrs
 import mlx.core as mx
 from mlx.utils import tree_map
-from mlx_lm.models.base import quantized_scaled_dot_product_attention
 
+from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat, Slab
-
-
-@attrs.frozen(eq=False)
-class Places:
-    """Where the tokens of one forward pass go in a group: `tokens` a row, after `lengths`."""
-
-    lengths: tuple[int, ...]
-    tokens: int
-    columns: mx.array | None
-    """[rows * tokens]; None if all lengths are equal."""
-    mask: mx.array | str | None
-
-    @classmethod
-    def after(cls, lengths: Sequence[int], tokens: int) -> Places:
-        if len(set(lengths)) == 1:
-            return cls(tuple(lengths), tokens, None, None if tokens == 1 else "causal")
-        ends = mx.array(list(lengths), dtype=mx.int32)[:, None] + mx.arange(tokens, dtype=mx.int32)
-        span = mx.arange(max(lengths) + tokens, dtype=mx.int32)
-        return cls(tuple(lengths), tokens, ends.reshape(-1), (span <= ends[..., None])[:, None])
-
-    @property
-    def span(self) -> int:
-        """Columns that some row reads."""
-        return max(self.lengths) + self.tokens
 
 
 class LayerSlab:
@@ -85,16 +59,16 @@ class LayerSlab:
 
         self.keys, self.values = tree_map(grown, self.keys), tree_map(grown, self.values)
 
-    def append(self, keys: Slab, values: Slab, places: Places) -> None:
-        """Write the new tokens, [rows, heads, tokens, head size], behind each row's end."""
+    def append(self, keys: Slab, values: Slab, column: int | mx.array) -> None:
+        """Write new tokens, [rows, heads, tokens, head size], to each row, from one column on or at those of
+        [rows * tokens]."""
         for slab, new in self._sides(keys, values):
             rows, heads, tokens, _ = new.shape
-            if places.columns is None:
-                start = places.lengths[0]
-                slab[:rows, :, start : start + tokens] = new
+            if isinstance(column, int):
+                slab[:rows, :, column : column + tokens] = new
             else:
                 row_of = mx.repeat(mx.arange(rows), tokens)
-                slab[row_of, :, places.columns] = new.swapaxes(1, 2).reshape(rows * tokens, heads, -1)
+                slab[row_of, :, column] = new.swapaxes(1, 2).reshape(rows * tokens, heads, -1)
 
     def read(self, rows: int, span: int) -> tuple[Slab, Slab]:
         def part(slab: mx.array) -> mx.array:
@@ -119,7 +93,7 @@ class SlabGroup:
         self.lengths: list[int] = []
         self.layers: list[LayerSlab] = []
         self._slots = 0
-        self._form = form
+        self.form = form
 
     @property
     def nbytes(self) -> int:
@@ -159,38 +133,17 @@ class SlabGroup:
         self.lengths[slot] = length
 
     def take(self, slot: int) -> Caches:
-        """A copy of one row as plain caches."""
-        return [self._cache(layer.row(slot, self.lengths[slot]), slot) for layer in self.layers]
+        """A copy of one row as plain caches, on its way at once: a step that writes in place may follow."""
+        copies = [layer.row(slot, self.lengths[slot]) for layer in self.layers]
+        prompt_caches.start(copies)
+        return [self._cache(sides, slot) for sides in copies]
 
     def view(self, slot: int) -> Caches:
         """One row as plain caches that are no copies."""
         return [self._cache(layer.shown(slot, self.lengths[slot]), slot) for layer in self.layers]
 
     def _cache(self, sides: tuple[Slab, Slab], slot: int) -> Any:
-        cache = self._form.new_cache()
+        cache = self.form.new_cache()
         cache.keys, cache.values = sides
         cache.offset = self.lengths[slot]
         return cache
-
-    def attend(
-        self,
-        layer: int,
-        queries: mx.array,
-        keys: mx.array,
-        values: mx.array,
-        places: Places,
-        scale: float,
-        sinks: mx.array | None,
-    ) -> mx.array:
-        """Append the new keys and values of this group's rows and attend to everything up to them."""
-        slab = self.layers[layer]
-        slab.append(self._form.encoded(keys), self._form.encoded(values), places)
-        all_keys, all_values = slab.read(len(self.lengths), places.span)
-        mask: Any = places.mask
-        if self._form.bits is None:
-            return mx.fast.scaled_dot_product_attention(
-                queries, all_keys, all_values, scale=scale, mask=mask, sinks=sinks
-            )
-        return quantized_scaled_dot_product_attention(
-            queries, all_keys, all_values, scale, mask, self._form.group_size, self._form.bits
-        )

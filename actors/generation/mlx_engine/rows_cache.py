@@ -21,6 +21,11 @@ class RowsCache(Protocol):
     """Whether a pass may take several tokens a row and some of them be dropped again."""
 
     @property
+    def writes_in_place(self) -> bool:
+        """Whether a step may be set going while another is in flight without any copy."""
+        ...
+
+    @property
     def nbytes(self) -> int:
         """Memory of the caches of all rows."""
         ...
@@ -49,8 +54,11 @@ class RowsCache(Protocol):
         """Make room for so many more tokens in every row. None: the order is as before."""
         ...
 
-    def forward(self, tokens: mx.array) -> mx.array:
-        """Logits [rows, tokens, vocabulary] of tokens [rows, tokens], which all rows keep. `reserve` goes before."""
+    def forward(self, tokens: mx.array, is_plain: bool = True) -> mx.array:
+        """Logits [rows, tokens, vocabulary] of tokens [rows, tokens], which all rows keep. `reserve` goes before.
+
+        `is_plain`: the model is nothing but itself in this pass; a compiled one may stand in for it.
+        """
         ...
 
     def drop(self, counts: Sequence[int]) -> None:
@@ -62,6 +70,7 @@ class MergedRows:
     """mlx-lm's batched caches, for models of which some layer keeps more or less than all keys and values."""
 
     can_roll_back = False
+    writes_in_place = False
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -105,7 +114,7 @@ class MergedRows:
     def reserve(self, tokens: int) -> Order | None:
         return None
 
-    def forward(self, tokens: mx.array) -> mx.array:
+    def forward(self, tokens: mx.array, is_plain: bool = True) -> mx.array:
         logits: mx.array = self._model(tokens, cache=self._caches)
         return logits
 

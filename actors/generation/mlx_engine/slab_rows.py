@@ -6,19 +6,21 @@ that row alone. The rows of a batch are those of the first group, then those of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from mlx_serving.actors.errors import ModelLoadFailed
+from mlx_serving.actors.generation.mlx_engine import attention_kernels
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.attention import AttendingCache, redirect_attention
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat
-from mlx_serving.actors.generation.mlx_engine.kv_slabs import Places, SlabGroup
+from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.actors.generation.mlx_engine.rows_cache import MergedRows, Order, RowsCache
+from mlx_serving.actors.generation.mlx_engine.slab_pass import CopyingPass, GroupPass, InPlacePass
 
 SMALLEST_CAPACITY = 512
 CAPACITY_FACTOR = 4
@@ -35,18 +37,11 @@ def capacity_for(tokens: int) -> int:
 
 
 class _Pass:
-    """What the layers of one forward pass share: the groups with rows, and where their new tokens go."""
+    """What the layers of one forward pass share. `offset`: one number for all rows, or [rows]."""
 
     def __init__(self) -> None:
-        self.groups: list[SlabGroup] = []
-        self.places: list[Places] = []
+        self.groups: list[GroupPass] = []
         self.offset: int | mx.array = 0
-
-    def begin(self, groups: list[SlabGroup], tokens: int) -> None:
-        self.groups = groups
-        self.places = [Places.after(group.lengths, tokens) for group in groups]
-        lengths = [length for group in groups for length in group.lengths]
-        self.offset = lengths[0] if len(set(lengths)) == 1 else mx.array(lengths, dtype=mx.int32)
 
 
 class SlabLayer(AttendingCache):
@@ -58,7 +53,7 @@ class SlabLayer(AttendingCache):
 
     @property
     def offset(self) -> int | mx.array:
-        """Tokens before this pass: one number for all rows, or [rows]."""
+        """Tokens before this pass."""
         return self._pass.offset
 
     def make_mask(self, *_: Any, **__: Any) -> None:
@@ -72,15 +67,59 @@ class SlabLayer(AttendingCache):
         self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, sinks: mx.array | None
     ) -> mx.array:
         """Each group's rows attend to their own slab."""
-        groups, places = self._pass.groups, self._pass.places
+        groups = self._pass.groups
         if len(groups) == 1:
-            return groups[0].attend(self._index, queries, keys, values, places[0], scale, sinks)
+            return groups[0].attend(self._index, queries, keys, values, scale, sinks)
         parts, start = [], 0
-        for group, place in zip(groups, places, strict=True):
-            own = slice(start, start + len(place.lengths))
-            parts.append(group.attend(self._index, queries[own], keys[own], values[own], place, scale, sinks))
+        for group in groups:
+            own = slice(start, start + group.rows)
+            parts.append(group.attend(self._index, queries[own], keys[own], values[own], scale, sinks))
             start = own.stop
         return mx.concatenate(parts)
+
+
+class Program:
+    """The model on slab layers."""
+
+    def __init__(self, model: Any, layers: int, is_in_place: bool, is_compiled: bool) -> None:
+        self.model = model
+        self.is_in_place = is_in_place
+        self._pass = _Pass()
+        self._layers = [SlabLayer(self._pass, index) for index in range(layers)]
+        self._in_place_step = _in_place_step(model, self._layers, self._pass)
+        self._compiled_step = mx.compile(self._in_place_step) if is_compiled else self._in_place_step
+
+    def __call__(self, tokens: mx.array, groups: Sequence[SlabGroup], is_plain: bool) -> mx.array:
+        """Logits [rows, tokens, vocabulary] of tokens [rows, tokens], the rows of all groups in order."""
+        if self.is_in_place and tokens.shape[1] == 1:
+            lengths = [mx.array(group.lengths, dtype=mx.int32) for group in groups]
+            slabs = [[(layer.keys, layer.values) for layer in group.layers] for group in groups]
+            step = self._compiled_step if is_plain else self._in_place_step
+            return step(tokens, lengths, slabs)
+        lengths_now = [length for group in groups for length in group.lengths]
+        is_even = len(set(lengths_now)) == 1
+        self._pass.groups = [CopyingPass(group, tokens.shape[1]) for group in groups]
+        self._pass.offset = lengths_now[0] if is_even else mx.array(lengths_now, dtype=mx.int32)
+        return _run(self.model, tokens, self._layers, self._pass)
+
+
+def _in_place_step(model: Any, layers: list[SlabLayer], current: _Pass) -> Callable[..., mx.array]:
+    """A step of one token a row as a function of arrays alone, so that it can be compiled."""
+
+    def step(tokens: mx.array, lengths: list[mx.array], slabs: list[Any]) -> mx.array:
+        current.groups = [InPlacePass(*group) for group in zip(lengths, slabs, strict=True)]
+        current.offset = lengths[0] if len(lengths) == 1 else mx.concatenate(lengths)
+        return _run(model, tokens, layers, current)
+
+    return step
+
+
+def _run(model: Any, tokens: mx.array, layers: list[SlabLayer], current: _Pass) -> mx.array:
+    logits: mx.array = model(tokens, cache=layers)
+    # Nothing of the pass is kept alive.
+    current.groups = []
+    current.offset = 0
+    return logits
 
 
 class SlabRows:
@@ -88,21 +127,23 @@ class SlabRows:
 
     can_roll_back = True
 
-    def __init__(self, model: Any, templates: Caches, form: KvFormat) -> None:
+    def __init__(self, program: Program, templates: Caches, form: KvFormat) -> None:
         """`templates`: plain caches with at least one token, for the shapes of keys and values."""
-        self._model = model
+        self.program = program
         self._templates = templates
         self._form = form
         self._groups: list[SlabGroup] = []
-        self._pass = _Pass()
-        self._layers = [SlabLayer(self._pass, index) for index in range(len(templates))]
+
+    @property
+    def writes_in_place(self) -> bool:
+        return self.program.is_in_place
 
     @property
     def nbytes(self) -> int:
         return sum(group.nbytes for group in self._groups)
 
     def fresh(self) -> SlabRows:
-        return SlabRows(self._model, self._templates, self._form)
+        return SlabRows(self.program, self._templates, self._form)
 
     @property
     def lengths(self) -> list[int]:
@@ -156,10 +197,9 @@ class SlabRows:
                     order.pop()
         return self._flat(tags)
 
-    def forward(self, tokens: mx.array) -> mx.array:
+    def forward(self, tokens: mx.array, is_plain: bool = True) -> mx.array:
         filled = [group for group in self._groups if group.lengths]
-        self._pass.begin(filled, tokens.shape[1])
-        logits: mx.array = self._model(tokens, cache=self._layers)
+        logits = self.program(tokens, filled, is_plain)
         for group in filled:
             group.lengths = [length + tokens.shape[1] for length in group.lengths]
         return logits
@@ -193,20 +233,26 @@ class SlabRows:
         return [number for group in self._groups for number in tags.get(group.capacity, ())]
 
 
-def rows_cache_for(model: Any, kv_type: str) -> tuple[RowsCache, KvFormat]:
+def rows_cache_for(
+    model: Any, kv_type: str = "model", in_place: bool = True, compiles: bool = False
+) -> tuple[RowsCache, KvFormat]:
     """Slabs where the model computes the same with them; otherwise mlx-lm's batched caches.
 
-    Raises ModelLoadFailed where `kv_type` asks for what these cannot hold.
+    `in_place`: use the kernel that writes in place, where it runs. `compiles`: compile the steps that do. Raises
+    ModelLoadFailed where `kv_type` asks for what the caches cannot hold.
     """
     caches = prompt_caches.new_caches(model)
     reason = "not all of its layers keep plain keys and values"
     if all(type(cache) is KVCache for cache in caches) and redirect_attention(model):
         expected = _probe(model, caches)
-        rows = SlabRows(model, caches, KvFormat())
+        sizes = {part.shape[3] for cache in caches for part in (cache.keys, cache.values)}
+        form = KvFormat.of(kv_type, sizes)
+        suits = in_place and form.bits is None and attention_kernels.suits(sizes)
+        for is_in_place in (True, False) if suits else (False,):
+            program = Program(model, len(caches), is_in_place, compiles and is_in_place)
+            if _agrees(SlabRows(program, caches, KvFormat()), expected, caches):
+                return SlabRows(program, [form.converted(cache) for cache in caches], form), form
         reason = "its attention does not go through the one function that reads them"
-        if _agrees(rows, expected, caches):
-            form = KvFormat.of(kv_type, {part.shape[3] for cache in caches for part in (cache.keys, cache.values)})
-            return SlabRows(model, [form.converted(cache) for cache in caches], form), form
     if kv_type != "model":
         raise ModelLoadFailed(f"generation.kv_type is {kv_type}, but this model's caches stay as they are: {reason}")
     return MergedRows(model), KvFormat()
