@@ -16,13 +16,13 @@ from collections.abc import Iterable
 
 import attrs
 
-from mlx_serving.actors.generation.prefix.digests import (
+from mlx_serving.actors.messages.batching import PrefixesHeld, SequenceQueued
+from mlx_serving.actors.prefix_digests import (
     BLOCK_TOKENS,
     namespace,
     packed_block_digests,
     unpack_digests,
 )
-from mlx_serving.actors.messages.batching import PrefixesHeld, SequenceQueued
 
 
 @attrs.define

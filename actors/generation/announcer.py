@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mlx_serving.actors.generation.engine import HeldPrefixes
-from mlx_serving.actors.generation.prefix.digests import pack_digests
 from mlx_serving.actors.messages.batching import PrefixesHeld
+from mlx_serving.actors.prefix_digests import pack_digests
 
 ANNOUNCE_SECONDS = 0.2
 """Changes of this long share one message."""

@@ -50,7 +50,7 @@ class StepReport:
 
 @attrs.frozen
 class HeldPrefixes:
-    """Which prompt prefixes a cache holds: digests of whole blocks (`prefix/digests.py`), begun from `namespace`.
+    """Which prompt prefixes a cache holds: digests of whole blocks (`actors/prefix_digests.py`), begun from `namespace`.
 
     `version` changes whenever `digests` does. `digests` may be the cache's own set: copy what is to be kept.
     """

@@ -79,7 +79,7 @@ class SequencesEnded:
 
 @attrs.frozen
 class PrefixesHeld:
-    """A replica tells which prompt prefixes its cache holds, by their digests (`generation/prefix/digests.py`).
+    """A replica tells which prompt prefixes its cache holds, by their digests (`actors/prefix_digests.py`).
 
     `added` and `dropped` are packed little-endian uint64 (`pack_digests`). With `is_whole`, what was told before is
     void. `namespace` is what the replica's digests begin from.

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_serving.actors.batching.scheduler import Scheduler
-from mlx_serving.actors.generation.prefix.digests import block_digests, namespace, pack_digests
 from mlx_serving.actors.messages.batching import PrefixesHeld, SequenceQueued
 from mlx_serving.actors.messages.values import Sampling, Stopping, pack_ids
+from mlx_serving.actors.prefix_digests import block_digests, namespace, pack_digests
 
 BASE = b"weights"
 PROMPT = list(range(1000))

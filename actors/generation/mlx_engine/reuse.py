@@ -14,10 +14,10 @@ from mlx_serving.actors.generation.mlx_engine.cache_parts import CacheParts
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.prefix_cache import PrefixCache
 from mlx_serving.actors.generation.mlx_engine.row import Row
-from mlx_serving.actors.generation.prefix.digests import namespace
 from mlx_serving.actors.generation.prefix.disk import DiskTier
 from mlx_serving.actors.messages.values import CacheStats, CacheTier
 from mlx_serving.actors.models.record import ModelRecord
+from mlx_serving.actors.prefix_digests import namespace
 from mlx_serving.config.schema import Generation
 
 _WORTH_WAITING = 256

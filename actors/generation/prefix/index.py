@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from typing import Generic
 
 from mlx_serving.actors.generation.prefix.blocks import Block, P, Piece
-from mlx_serving.actors.generation.prefix.digests import BLOCK_TOKENS, block_digests
 from mlx_serving.actors.generation.prefix.node import Node, Path, shared_tokens
 from mlx_serving.actors.generation.prefix.recency import Recency
+from mlx_serving.actors.prefix_digests import BLOCK_TOKENS, block_digests
 
 Ids = tuple[int, ...]
 

@@ -7,7 +7,7 @@ from typing import Generic
 import attrs
 
 from mlx_serving.actors.generation.prefix.blocks import Block, P, Span
-from mlx_serving.actors.generation.prefix.digests import BLOCK_TOKENS
+from mlx_serving.actors.prefix_digests import BLOCK_TOKENS
 
 
 @attrs.define(eq=False)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from mlx_serving.actors.generation.prefix.blocks import Block, Piece
 from mlx_serving.actors.generation.prefix.budget import evict
-from mlx_serving.actors.generation.prefix.digests import BLOCK_TOKENS, block_digests
 from mlx_serving.actors.generation.prefix.index import PrefixIndex
 from mlx_serving.actors.generation.prefix.node import Path
+from mlx_serving.actors.prefix_digests import BLOCK_TOKENS, block_digests
 
 BLOCK = 4
 Ids = tuple[int, ...]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.actors.generation.prefix.digests import BLOCK_TOKENS, block_digests, packed_block_digests
 from mlx_serving.actors.messages.values import pack_ids
+from mlx_serving.actors.prefix_digests import BLOCK_TOKENS, block_digests, packed_block_digests
 
 IDS = st.lists(st.integers(0, 2**32 - 1), max_size=64)
 NAMESPACES = st.binary(max_size=200)
