@@ -6,6 +6,7 @@ from collections import Counter
 
 from mlx_serving.actors.generation.engine import StepReport
 from mlx_serving.actors.messages.telemetry import Counted, StepsCompleted
+from mlx_serving.actors.messages.values import CacheStats
 
 REPORT_SECONDS = 0.1
 """Steps of this long share one report."""
@@ -28,6 +29,7 @@ class StepAccount:
         self._rows: Counter[float] = Counter()
         self._gaps: Counter[float] = Counter()
         self._accepted: Counter[float] = Counter()
+        self._prefixes: CacheStats | None = None
         self._tokens = self._prefill_tokens = self._drafted = self._active_bytes = self._cache_bytes = 0
 
     def add(self, report: StepReport, started: float, ended: float, goes_on: bool) -> None:
@@ -40,6 +42,7 @@ class StepAccount:
         self._drafted += report.drafted
         self._accepted.update(map(float, report.accepted))
         self._active_bytes, self._cache_bytes = report.active_bytes, report.cache_bytes
+        self._prefixes = report.prefixes
         if report.rows:
             self._rows[float(report.rows)] += 1
             if self._last_tokens_at is not None:
@@ -66,6 +69,7 @@ class StepAccount:
             self._cache_bytes,
             self._drafted,
             _counted(self._accepted),
+            self._prefixes,
         )
         self._clear()
         return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from mlx_serving.actors.messages.admission import MetricsRequested, QueueObserved, SystemObserved
+from mlx_serving.actors.messages.values import CacheStats
 
 __all__ = [
     "MemoryShared",
@@ -82,7 +83,8 @@ class StepsCompleted:
 
     `seconds`: of each step. `rows`: decoded together, of the steps that decoded. `gaps`: seconds between two tokens
     of one row. `tokens` made, `prefill_tokens` processed, `active_bytes` held by MLX and `cache_bytes` kept by its
-    allocator at the last step. `drafted` tokens were proposed by speculation; `accepted` of them by one row in one step.
+    allocator at the last step. `drafted` tokens were proposed by speculation; `accepted` of them by one row in one
+    step. `prefixes` is the prefix cache at the last step, counted since the replica started.
     """
 
     replica: str
@@ -96,3 +98,4 @@ class StepsCompleted:
     cache_bytes: int
     drafted: int = 0
     accepted: tuple[Counted, ...] = ()
+    prefixes: CacheStats | None = None

@@ -16,6 +16,7 @@ from mlx_serving.actors.messages.telemetry import (
     RequestReceived,
     StepsCompleted,
 )
+from mlx_serving.actors.messages.values import CacheStats
 from mlx_serving.actors.telemetry import metrics
 from mlx_serving.actors.telemetry.metrics import METRICS, Metric
 from mlx_serving.actors.telemetry.series import Series
@@ -23,6 +24,8 @@ from mlx_serving.actors.telemetry.window import SlidingCounts, SlidingQuantiles
 
 _FRACTIONS = (0.5, 0.95, 0.99)
 _OK, _FAULT = 0, 1
+_REPLICAS = 256
+"""Of which the last counts are remembered; one gets a fresh name after every start."""
 
 
 class Aggregate:
@@ -37,6 +40,7 @@ class Aggregate:
         self._queue = SlidingQuantiles(window)
         self._ended = SlidingCounts(window)
         self._oldest_wait = 0.0
+        self._prefixes: dict[str, CacheStats] = {}
         self._takers: dict[type, Callable[[Any, float], None]] = {
             RequestReceived: self._received,
             RequestEnded: self._request_ended,
@@ -102,6 +106,8 @@ class Aggregate:
         series[metrics.ACCEPTED_DRAFTS].add(sum(each.value * each.times for each in event.accepted), model)
         series[metrics.ACTIVE_MEMORY].set(event.active_bytes, event.replica, model)
         series[metrics.CACHE_MEMORY].set(event.cache_bytes, event.replica, model)
+        if event.prefixes is not None:
+            self._prefixes_held(event.replica, model, event.prefixes)
         for metric, counted in (
             (metrics.STEPS, event.seconds),
             (metrics.ROWS, event.rows),
@@ -112,6 +118,22 @@ class Aggregate:
                 series[metric].observe(each.value, model, weight=each.times)
         for gap in event.gaps:
             self._inter_token.observe(gap.value, now, gap.times)
+
+    def _prefixes_held(self, replica: str, model: str, stats: CacheStats) -> None:
+        """Counts come as totals, so that nothing is missing after a report was lost."""
+        series, before = self.series, self._prefixes.pop(replica, CacheStats(enabled=True))
+        self._prefixes[replica] = stats
+        if len(self._prefixes) > _REPLICAS:
+            del self._prefixes[next(iter(self._prefixes))]
+        from_disk = stats.disk_hit_tokens - before.disk_hit_tokens
+        series[metrics.PREFIX_LOOKUPS].add(stats.lookups - before.lookups, model)
+        series[metrics.PREFIX_HITS].add(stats.hits - before.hits, model)
+        series[metrics.PREFIX_TOKENS].add(stats.hit_tokens - before.hit_tokens - from_disk, model, "memory")
+        series[metrics.PREFIX_TOKENS].add(from_disk, model, "disk")
+        series[metrics.PREFIX_EVICTIONS].add(stats.evicted - before.evicted, model)
+        series[metrics.PREFIX_DROPPED].add(stats.dropped - before.dropped, model)
+        series[metrics.PREFIX_BYTES].set(stats.bytes, replica, model, "memory")
+        series[metrics.PREFIX_BYTES].set(stats.disk_bytes, replica, model, "disk")
 
     def _model_arrived(self, event: ModelArrived, now: float) -> None:
         self.series[metrics.LOADS].add(1, event.model)
@@ -145,7 +167,7 @@ class Aggregate:
             restarts.add(state.restarts, *labels)
         self.series[metrics.DRAINING].set(1 if event.draining else 0)
         there = {_name(state) for state in event.actors}
-        for metric in (metrics.ACTIVE_MEMORY, metrics.CACHE_MEMORY):
+        for metric in (metrics.ACTIVE_MEMORY, metrics.CACHE_MEMORY, metrics.PREFIX_BYTES):
             self.series[metric].drop(lambda labels: labels[0] not in there)
 
 

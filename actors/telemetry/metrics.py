@@ -78,6 +78,15 @@ ACCEPTANCE = _histogram(
 ACTIVE_MEMORY = _gauge("active_memory_bytes", "What MLX holds.", "replica", "model")
 CACHE_MEMORY = _gauge("cache_memory_bytes", "What MLX's allocator keeps for reuse.", "replica", "model")
 
+PREFIX_LOOKUPS = _counter("prefix_cache_lookups", "Prompts looked up in the prefix cache.", "model")
+PREFIX_HITS = _counter("prefix_cache_hits", "Lookups that found a prefix.", "model")
+PREFIX_TOKENS = _counter(
+    "prefix_cache_hit_tokens", "Prompt tokens that lookups found; tier is where: memory or disk.", "model", "tier"
+)
+PREFIX_EVICTIONS = _counter("prefix_cache_evictions", "Entries that made room for others in memory.", "model")
+PREFIX_DROPPED = _counter("prefix_cache_dropped_files", "Files of the disk tier that were damaged.", "model")
+PREFIX_BYTES = _gauge("prefix_cache_bytes", "What the prefix cache holds in a tier.", "replica", "model", "tier")
+
 RESIDENT = _gauge("resident_bytes", "What a loaded model is counted with: weights and the least cache.", "model")
 MODEL_MEMORY = _gauge("model_memory_limit_bytes", "What all loaded models may take.")
 LOADS = _counter("model_loads", "Times that a model was loaded.", "model")

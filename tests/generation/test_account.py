@@ -3,6 +3,7 @@
 from mlx_serving.actors.generation.account import StepAccount
 from mlx_serving.actors.generation.engine import StepReport
 from mlx_serving.actors.messages.telemetry import Counted
+from mlx_serving.actors.messages.values import CacheStats
 
 
 def test_steps_of_a_while_share_one_report_that_counts_every_row() -> None:
@@ -35,3 +36,11 @@ def test_a_prefill_counts_as_a_step_and_lengthens_the_gap() -> None:
     report = account.take()
     assert report.gaps == (Counted(0.4, 1),)
     assert report.prefill_tokens == 512
+
+
+def test_the_report_has_the_prefix_cache_as_it_is_after_the_last_step() -> None:
+    account = StepAccount("r", "m")
+    for hits in (1, 2):
+        report = StepReport(rows=1, tokens=1, prefixes=CacheStats(enabled=True, hits=hits))
+        account.add(report, 0.0, 0.1, goes_on=True)
+    assert account.take().prefixes == CacheStats(enabled=True, hits=2)

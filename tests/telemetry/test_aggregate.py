@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_serving.actors.messages.admission import ActorState, QueueObserved, SystemObserved
 from mlx_serving.actors.messages.telemetry import Counted, RequestEnded, RequestReceived, StepsCompleted
-from mlx_serving.actors.messages.values import PRIORITIES
+from mlx_serving.actors.messages.values import PRIORITIES, CacheStats
 from mlx_serving.actors.telemetry import metrics
 from mlx_serving.actors.telemetry.aggregate import Aggregate
 from mlx_serving.actors.telemetry.metrics import Metric
@@ -196,3 +196,22 @@ def test_faults_leave_the_error_rate_with_the_window() -> None:
     assert aggregate.snapshot(80.0).error_rate == 0.0
     assert aggregate.snapshot(80.0).requests == 1
     assert aggregate.snapshot(200.0).requests == 0
+
+
+def test_the_counts_of_a_prefix_cache_are_totals_of_which_a_lost_report_takes_nothing_away() -> None:
+    aggregate = Aggregate(60.0)
+    first = CacheStats(enabled=True, lookups=2, hits=1, hit_tokens=10, bytes=5)
+    later = CacheStats(
+        enabled=True, lookups=9, hits=4, hit_tokens=40, disk_hit_tokens=16, evicted=3, dropped=1, bytes=7, disk_bytes=8
+    )
+    other = CacheStats(enabled=True, lookups=1)
+    for replica, stats in (("r1", first), ("r1", later), ("r2", other)):
+        aggregate.observe(steps(replica=replica, prefixes=stats), 1.0)
+    assert numbers(aggregate, metrics.PREFIX_LOOKUPS) == {("m",): 10}
+    assert numbers(aggregate, metrics.PREFIX_HITS) == {("m",): 4}
+    assert numbers(aggregate, metrics.PREFIX_TOKENS) == {("m", "memory"): 24, ("m", "disk"): 16}
+    assert numbers(aggregate, metrics.PREFIX_EVICTIONS) == {("m",): 3}
+    assert numbers(aggregate, metrics.PREFIX_DROPPED) == {("m",): 1}
+    assert numbers(aggregate, metrics.PREFIX_BYTES)["r1", "m", "memory"] == 7
+    aggregate.observe(SystemObserved((actor("r2 (m)"),)), 2.0)
+    assert set(numbers(aggregate, metrics.PREFIX_BYTES)) == {("r2", "m", "memory"), ("r2", "m", "disk")}
