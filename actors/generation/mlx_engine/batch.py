@@ -41,6 +41,21 @@ class Step:
         return [(row, Reading(tokens[i], logprobs.get(i))) for i, row in enumerate(self.rows)]
 
 
+@attrs.frozen(eq=False)
+class Check:
+    """A step that checks proposals. `tokens` [rows, width] are what the rows say themselves, -1 where the logits were
+    not finite; the first `accepted` [rows] of them were proposed."""
+
+    rows: tuple[Row, ...]
+    tokens: mx.array
+    accepted: mx.array
+
+    def read(self) -> list[list[int]]:
+        """Wait for the step; each row's tokens, the last of which was not proposed."""
+        tokens: Any = mx.concatenate([self.accepted[:, None], self.tokens], axis=1).tolist()
+        return [said[: accepted + 1] for accepted, *said in tokens]
+
+
 class Batch:
     """Rows, their caches, and the token each takes in next (on the device)."""
 
@@ -75,24 +90,58 @@ class Batch:
 
     def forward(self) -> mx.array:
         """The graph of the next logits, [rows, vocabulary]."""
-        order = self.cache.reserve(1)
+        self.reserve(1)
+        adapters = [row.adapter for row in self.rows]
+        self._adapters.select(adapters)
+        return self.cache.forward(self._inputs[:, None], is_plain=not any(adapters))[:, -1, :]
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many more tokens in every row; may change their order."""
+        order = self.cache.reserve(tokens)
         if order is not None:
             self._reorder(order)
-        self._adapters.select([row.adapter for row in self.rows])
-        return self.cache.forward(self._inputs[:, None])[:, -1, :]
+
+    def check(self, drafts: mx.array, counts: Sequence[int], masks: mx.array | None = None) -> Check:
+        """The graph of a step in which the first `counts` [rows] of drafts [rows, width - 1] are proposed.
+
+        `reserve` as many tokens as `width` before, and `settle` what of it has come true after.
+        """
+        adapters = [row.adapter for row in self.rows]
+        self._adapters.select(adapters)
+        drafts = drafts.astype(mx.int32)
+        inputs = mx.concatenate([self._inputs[:, None].astype(mx.int32), drafts], axis=1)
+        logits = self.cache.forward(inputs, is_plain=not any(adapters))
+        tokens = self._prepared_sampler().ahead(logits, drafts, masks).astype(mx.int32)
+        is_proposed = mx.arange(drafts.shape[1]) < mx.array(list(counts), dtype=mx.int32)[:, None]
+        is_accepted = mx.logical_and(tokens[:, :-1] == drafts, is_proposed)
+        accepted = mx.cumprod(is_accepted.astype(mx.int32), axis=1).sum(axis=1)
+        is_finite = mx.isfinite(mx.max(logits, axis=-1))
+        return Check(tuple(self.rows), mx.where(is_finite, tokens, -1), accepted)
+
+    def settle(self, check: Check, counts: Sequence[int]) -> None:
+        """The rows have said the first `counts` [rows] of the check's tokens; forget the others."""
+        width = check.tokens.shape[1]
+        self.cache.drop([width - count for count in counts])
+        tokens = mx.maximum(check.tokens, 0)
+        self._prepared_sampler().advance(tokens, counts)
+        last = mx.array(list(counts), dtype=mx.int32)[:, None] - 1
+        self._inputs = mx.take_along_axis(tokens, last, axis=1)[:, 0].astype(mx.uint32)
 
     def sample(self, logits: mx.array, masks: mx.array | None = None) -> Step:
         """The graph of every row's next token, which the following forward pass takes in."""
-        if self._sampler is None:
-            self._sampler = Sampler([row.sampling for row in self.rows])
-            self._parameters = [row.sequence.sampling for row in self.rows]
-            self._asked = wanted_logprobs(self._parameters)
-        tokens = self._sampler(logits, masks)
+        tokens = self._prepared_sampler()(logits, masks)
         logprobs = logprobs_of(logits, tokens, self._asked, self._parameters) if self._asked else None
         # The maximum is finite unless some logit is NaN or +inf, or all are -inf.
         is_finite = mx.isfinite(mx.max(logits, axis=-1))
         self._inputs = tokens
         return Step(tuple(self.rows), mx.where(is_finite, tokens.astype(mx.int32), -1), logprobs)
+
+    def _prepared_sampler(self) -> Sampler:
+        if self._sampler is None:
+            self._sampler = Sampler([row.sampling for row in self.rows])
+            self._parameters = [row.sequence.sampling for row in self.rows]
+            self._asked = wanted_logprobs(self._parameters)
+        return self._sampler
 
     def _reorder(self, order: Order) -> None:
         if self._sampler is not None:

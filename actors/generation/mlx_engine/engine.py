@@ -33,17 +33,19 @@ from mlx_serving.actors.generation.mlx_engine import guiding, loading
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters, FindAdapter, no_adapter
 from mlx_serving.actors.generation.mlx_engine.batch import Batch, Step
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.draft_model import DraftModel, load_draft
 from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
 from mlx_serving.actors.generation.mlx_engine.prompts import IDLE_TOKENS, Prompts
 from mlx_serving.actors.generation.mlx_engine.reuse import reuse_for
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.sampling import Draw, RowSampling
 from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
+from mlx_serving.actors.generation.mlx_engine.speculation import Checked, Speculator, speculator_for
 from mlx_serving.actors.generation.pacing import PrefillPace
 from mlx_serving.actors.generation.request import answer_limit, answer_of, info_of, is_prefill_only, prompt_of
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
-from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo, TokenLogprob
+from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo, Sampling, TokenLogprob
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
@@ -66,9 +68,11 @@ class MlxEngine:
         tokenizer: TextTokenizer,
         clock: Clock = monotonic,
         find_adapter: FindAdapter = no_adapter,
+        draft: ModelRecord | None = None,
     ) -> None:
-        """`find_adapter` gives the record of what a sequence calls its adapter."""
+        """`find_adapter` gives the record of what a sequence calls its adapter; `draft` is a draft model's."""
         self._record = record
+        self._draft_record = draft
         self._find_adapter = find_adapter
         self._settings = settings
         self._tokenizer = tokenizer
@@ -86,6 +90,9 @@ class MlxEngine:
         self._in_flight: deque[Step] = deque()
         self._read_at: float | None = None
         self._prefilled = 0
+        self._checked = Checked()
+        self._draft: DraftModel | None = None
+        self._speculator: Speculator | None = None
 
     def load(self) -> tuple[ModelInfo, EngineLimits]:
         loading.prepare_device(self._settings)
@@ -93,8 +100,10 @@ class MlxEngine:
         self._record = loading.widen(self._model, self._record)
         self._model = loading.dequantise(self._model, self._settings)
         loading.speed_up(self._model, self._settings)
+        self._load_draft()
         self._start_batching()
         self._warm_up()
+        self._speculator = self._make_speculator()
         info = attrs.evolve(info_of(self._record), is_trimmable=not self._reuse.needs_segments)
         return info, self._limits
 
@@ -117,6 +126,7 @@ class MlxEngine:
 
     def step(self) -> StepReport:
         self._outputs = {}
+        self._checked = Checked()
         self._take_guides()
         self._take_back()
         self._let_go()
@@ -130,12 +140,14 @@ class MlxEngine:
         self._rest()
         return StepReport(
             tuple(self._outputs.values()),
-            rows=stepped,
+            rows=max(stepped, len(self._checked.said)),
             tokens=tokens,
             prefill_tokens=self._prefilled,
             active_bytes=mx.get_active_memory(),
             cache_bytes=mx.get_cache_memory(),
             prefixes=self._reuse.stats(),
+            drafted=self._checked.proposed,
+            accepted=self._checked.accepted,
         )
 
     def cancel(self, sequence_id: int) -> None:
@@ -180,8 +192,22 @@ class MlxEngine:
             self._reuse.close()
             self._guiding.close()
             del self._batch, self._prompts, self._adapters, self._reuse, self._guiding
+        self._draft = self._speculator = None
         self._model = None
         mx.clear_cache()
+
+    def _load_draft(self) -> None:
+        if self._draft_record is not None:
+            self._draft = load_draft(self._draft_record, self._record, self._tokenizer, self._settings)
+            kv_bytes = self._record.kv_bytes_per_token + self._draft_record.kv_bytes_per_token
+            self._record = attrs.evolve(self._record, kv_bytes_per_token=kv_bytes)
+
+    def _make_speculator(self) -> Speculator | None:
+        caches = self._new_caches()
+        self._adapters.select([0])
+        return speculator_for(
+            self._settings.speculation, self._batch.cache, self._model, caches, self._draft, self._clock
+        )
 
     def _start_batching(self) -> None:
         """Choose how rows are kept together; one at a time where that is not possible."""
@@ -194,6 +220,7 @@ class MlxEngine:
         if not slabs and not prompt_caches.are_mergeable(prompt_caches.new_caches(self._model)):
             self._slots = 1
         weights, memory = loading.weight_bytes(self._model), loading.memory_bytes()
+        weights += self._draft.weight_bytes if self._draft is not None else 0
         budget = kv_budget(self._settings, weights, memory)
         kept = self._settings.prefix_cache.share_of(budget)
         self._limits = EngineLimits(self._slots, budget - kept, weights, memory)
@@ -288,6 +315,9 @@ class MlxEngine:
             self._join()
             if not self._batch.rows:
                 return self._read(len(self._in_flight))
+            tokens = self._speculate()
+            if tokens is not None:
+                return tokens
             if any(row.guide is not None for row in self._batch.rows):
                 return self._decode_guided()
             step = self._batch.sample(self._batch.forward())
@@ -319,6 +349,29 @@ class MlxEngine:
         step.start()
         self._in_flight.append(step)
 
+    def _speculate(self) -> int | None:
+        """Check proposals, if that is worth while; the number of tokens read, None if it is not.
+
+        What to propose depends on every token before: the steps in flight are read first.
+        """
+        speculator = self._speculator
+        plan = speculator.plan(self._batch.rows, self._pace.budget) if speculator is not None else None
+        if speculator is None or plan is None:
+            return None
+        tokens = self._read(len(self._in_flight))
+        self._let_go()
+        checked = speculator.check(self._batch, plan, self._guiding.draft_masks) if self._batch.rows else None
+        if checked is None:
+            return tokens
+        self._checked = checked
+        self._keep_pace(self._checked.width)
+        for row, said in self._checked.said:
+            for token_id in said:
+                if not row.is_gone:
+                    self._take(row, Reading(token_id))
+            tokens += len(said)
+        return tokens
+
     def _read(self, steps: int, before: Callable[[], None] | None = None) -> int:
         """Wait for the oldest steps, call `before`, and only then take the tokens in. Returns their number."""
         readings = []
@@ -332,10 +385,13 @@ class MlxEngine:
             self._take(row, reading)
         return len(readings)
 
-    def _keep_pace(self) -> None:
+    def _keep_pace(self, width: int = 1) -> None:
+        """A step was read that took `width` tokens in from each row."""
         now = self._clock()
         if self._read_at is not None:
             self._pace.observe(now - self._read_at, self._prefilled)
+            if self._speculator is not None and not self._prefilled:
+                self._speculator.saw_step(len(self._batch.rows), width, now - self._read_at)
         self._read_at = now if self._batch.rows else None
 
     def _overlaps(self) -> bool:
@@ -379,6 +435,8 @@ class MlxEngine:
         end = None
         if piece.reason is not None:
             end = row.timeline.end(piece, row.answer, row.prompt_tokens, row.cached_tokens, now)
+            if row.speculation is not None:
+                end = attrs.evolve(end, drafts=row.speculation.counts)
             self._reuse.end(row)
             self._forget(row)
         sequence_id = row.sequence.sequence_id
@@ -442,6 +500,8 @@ class MlxEngine:
 
     def _drop_batch(self) -> None:
         self._in_flight.clear()
+        if self._speculator is not None:
+            self._speculator.clear()
         self._read_at = None
         self._batch = self._batch.anew()
 

@@ -86,6 +86,34 @@ class Adjustments:
         self.counts = self.counts.at[places, drawn].add(1.0)
         self.seen[places, drawn] = True
 
+    def apply_ahead(self, logits: mx.array, drafts: mx.array) -> mx.array:
+        """Logits [batch, width, vocabulary], each place as if the row had said its drafts [batch, width - 1] before it.
+
+        Only the drafted tokens' counts differ from place to place, so only they are computed for each.
+        """
+        logits = logits.astype(mx.float32)
+        self._prepare(logits.shape[-1])
+        chosen = logits if self.is_whole else logits[mx.array(self.indices)]
+        if self.bias is not None:
+            chosen = chosen + self.bias[:, None]
+        if self.counts is not None and self.seen is not None:
+            drafted = drafts if self.is_whole else drafts[mx.array(self.indices)]
+            chosen = self._penalised_ahead(chosen, self.counts, self.seen, drafted)
+        if self.is_whole:
+            return chosen
+        logits[mx.array(self.indices)] = chosen
+        return logits
+
+    def record_ahead(self, tokens: mx.array, counts: Sequence[int]) -> None:
+        """Count the first `counts` [batch] of tokens [batch, width]."""
+        if self.counts is None or self.seen is None:
+            return
+        chosen, lengths = tokens[mx.array(self.indices)], mx.array([counts[index] for index in self.indices])
+        is_said = mx.arange(tokens.shape[1]) < lengths[:, None]
+        places = mx.arange(len(self.indices))[:, None]
+        self.counts = self.counts.at[places, chosen].add(is_said.astype(mx.float32))
+        self.seen = mx.logical_or(self.seen, mx.zeros_like(self.counts).at[places, chosen].add(is_said) > 0)
+
     def release(self) -> None:
         """Give the state back to the rows."""
         if self.counts is None or self.seen is None:
@@ -102,11 +130,29 @@ class Adjustments:
             self.seen = mx.stack([seen for _, seen in loaded])
 
     def _penalised(self, logits: mx.array, counts: mx.array, seen: mx.array) -> mx.array:
-        repetition = self._column("repetition_penalty")
+        repetition, presence, frequency = (
+            self._column(name).reshape(-1, *[1] * (logits.ndim - 1))
+            for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
+        )
         repeated = mx.where(logits > 0, logits / repetition, logits * repetition)
         logits = mx.where(seen, repeated, logits)
         said = (counts > 0).astype(mx.float32)
-        return logits - self._column("presence_penalty") * said - self._column("frequency_penalty") * counts
+        return logits - presence * said - frequency * counts
+
+    def _penalised_ahead(self, logits: mx.array, counts: mx.array, seen: mx.array, drafts: mx.array) -> mx.array:
+        width = logits.shape[1]
+        adjusted = self._penalised(logits, counts[:, None], seen[:, None])
+        if width == 1:
+            return adjusted
+        drafts = mx.maximum(drafts, 0)
+        is_before = mx.arange(width - 1) < mx.arange(width)[:, None]
+        is_same = drafts[:, :, None] == drafts[:, None]
+        more = (is_same[:, None] & is_before[None, :, :, None]).sum(axis=2)
+        ids = mx.broadcast_to(drafts[:, None], more.shape)
+        own_counts = mx.take_along_axis(counts, drafts, axis=1)[:, None] + more
+        own_seen = mx.logical_or(mx.take_along_axis(seen, drafts, axis=1)[:, None], more > 0)
+        own = self._penalised(mx.take_along_axis(logits, ids, axis=2), own_counts, own_seen)
+        return mx.put_along_axis(adjusted, ids, own, axis=2)
 
     def _column(self, name: str) -> mx.array:
         return mx.array([[getattr(parameters, name)] for parameters, _ in self.rows], dtype=mx.float32)

@@ -121,6 +121,7 @@ class Sampler:
     def __init__(self, rows: Sequence[RowSampling]) -> None:
         self._rows = rows
         self._draw = Draw([row.parameters for row in rows])
+        self._wide_draws: dict[int, Draw] = {}
         self._adjustments = Adjustments.of([(row.parameters, row.history) for row in rows])
         self._masks = _MaskBits()
 
@@ -137,6 +138,31 @@ class Sampler:
         for row in self._rows:
             row.position += 1
         return tokens
+
+    def ahead(self, logits: mx.array, drafts: mx.array, masks: mx.array | None = None) -> mx.array:
+        """Token ids [rows, width] from logits [rows, width, vocabulary]: what each row draws at each place, if what it
+        draws before that is drafts [rows, width - 1]. `masks` are [rows, width, vocabulary / 32].
+
+        The rows stay where they are until `advance`.
+        """
+        rows, width, vocab_size = logits.shape
+        if self._adjustments is not None:
+            logits = self._adjustments.apply_ahead(logits, drafts)
+        logits = logits.reshape(rows * width, vocab_size)
+        if masks is not None:
+            logits = self._masks.apply(logits, masks.reshape(rows * width, -1))
+        if width not in self._wide_draws:
+            self._wide_draws[width] = Draw([row.parameters for row in self._rows for _ in range(width)])
+        draw = self._wide_draws[width]
+        uniform = () if draw.is_greedy else [row.uniform(place) for row in self._rows for place in range(width)]
+        return draw(logits, uniform).reshape(rows, width)
+
+    def advance(self, tokens: mx.array, counts: Sequence[int]) -> None:
+        """The rows have said the first `counts` [rows] of tokens [rows, width]."""
+        if self._adjustments is not None:
+            self._adjustments.record_ahead(tokens, counts)
+        for row, count in zip(self._rows, counts, strict=True):
+            row.position += count
 
     def release(self) -> None:
         """Hand the state of penalties back to the rows."""

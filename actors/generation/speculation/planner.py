@@ -34,9 +34,21 @@ class Offer:
     is_drafted: bool = False
 
 
+Offers = Sequence[Offer | None]
+"""One a row; None: it has nothing to propose."""
+
+
+@attrs.frozen
+class Plan:
+    """Which of the choices to take, and the most tokens to propose to any row."""
+
+    choice: int
+    tokens: int
+
+
 @attrs.define(eq=False)
 class Planner:
-    """One per batch. `longest`: most tokens proposed to a row at once."""
+    """One per model. `longest`: most tokens proposed to a row at once."""
 
     costs: StepCosts
     longest: int
@@ -44,31 +56,44 @@ class Planner:
     """Plain steps since the last proposal, while some row had an offer."""
     _patience: int = _FIRST_PROBE
 
-    def plan(self, rows: int, offers: Sequence[Offer]) -> int:
-        """The most tokens to propose to any row of a batch of `rows`; 0: decode plainly."""
-        most = min(self.longest, max((offer.tokens for offer in offers), default=0))
-        if not most:
-            return 0
-        best = max(range(1, most + 1), key=lambda count: self._speed(rows, offers, count))
-        if self._speed(rows, offers, best) >= MARGIN * self.plain_speed(rows):
+    def plan(self, choices: Sequence[Offers]) -> Plan | None:
+        """The best of several ways to propose, all of the same rows; None: decode plainly."""
+        plans = [plan for number, offers in enumerate(choices) for plan in self._lengths(number, offers)]
+        if not plans:
+            return None
+        best = max(plans, key=lambda plan: self._speed(choices[plan.choice], plan.tokens))
+        offers = choices[best.choice]
+        if self._speed(offers, best.tokens) >= MARGIN * self._plain_speed(len(offers)):
             self._quiet, self._patience = 0, _FIRST_PROBE
             return best
         self._quiet += 1
         if self._quiet < self._patience:
-            return 0
+            return None
         self._quiet, self._patience = 0, min(2 * self._patience, _RAREST_PROBE)
-        return min(most, PROBE_TOKENS)
+        return attrs.evolve(best, tokens=min(_longest(offers), PROBE_TOKENS))
 
-    def plain_speed(self, rows: int) -> float:
+    def pays(self, offers: Offers) -> bool:
+        """Whether these would be taken up."""
+        speeds = [self._speed(offers, plan.tokens) for plan in self._lengths(0, offers)]
+        return max(speeds, default=0.0) >= MARGIN * self._plain_speed(len(offers))
+
+    def _lengths(self, number: int, offers: Offers) -> list[Plan]:
+        return [Plan(number, tokens) for tokens in range(1, min(self.longest, _longest(offers)) + 1)]
+
+    def _plain_speed(self, rows: int) -> float:
         return rows / self.costs.plain(rows)
 
-    def _speed(self, rows: int, offers: Sequence[Offer], count: int) -> float:
+    def _speed(self, offers: Offers, count: int) -> float:
         """Tokens a second with proposals of `count` tokens at most."""
-        tokens = rows - len(offers) + sum(expected_tokens(offer.rate, min(count, offer.tokens)) for offer in offers)
-        return tokens / (self.costs.wide(rows, count + 1) + self._draft_seconds(offers, count))
+        tokens = sum(1.0 if each is None else expected_tokens(each.rate, min(count, each.tokens)) for each in offers)
+        return tokens / (self.costs.wide(len(offers), count + 1) + self._draft_seconds(offers, count))
 
-    def _draft_seconds(self, offers: Sequence[Offer], count: int) -> float:
-        drafted = [min(count, offer.tokens) for offer in offers if offer.is_drafted]
+    def _draft_seconds(self, offers: Offers, count: int) -> float:
+        drafted = [min(count, each.tokens) for each in offers if each is not None and each.is_drafted]
         if not drafted:
             return 0.0
         return max(drafted) * (self.costs.draft(len(drafted)) or 0.0)
+
+
+def _longest(offers: Offers) -> int:
+    return max((each.tokens for each in offers if each is not None), default=0)

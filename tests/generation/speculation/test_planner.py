@@ -15,7 +15,7 @@ from mlx_serving.actors.generation.speculation.acceptance import (
     kind_of,
 )
 from mlx_serving.actors.generation.speculation.costs import StepCosts
-from mlx_serving.actors.generation.speculation.planner import MARGIN, Offer, Planner
+from mlx_serving.actors.generation.speculation.planner import Offer, Planner
 
 FLAT = {1: 0.010, 2: 0.0102, 4: 0.0105, 8: 0.011, 16: 0.012, 64: 0.02}
 """An accelerator: a step costs the same for few places or many."""
@@ -39,7 +39,8 @@ class Machine:
         tokens, time = 0, 0.0
         for _ in range(steps):
             offers = [Offer(32, each.rate(kind), kind == DRAFT_KIND) for each in acceptances]
-            count = planner.plan(rows, offers)
+            plan = planner.plan([offers])
+            count = 0 if plan is None else plan.tokens
             seconds = self.seconds(rows * (count + 1)) * self.chance.uniform(1 - self.noise, 1 + self.noise)
             time += seconds + count * self.draft_seconds
             if not count:
@@ -54,6 +55,11 @@ class Machine:
                 each.record(kind, accepted, count)
                 tokens += accepted + 1
         return tokens / time * self.seconds(rows) / rows
+
+
+def tokens(planner: Planner, *offers: Offer | None) -> int:
+    plan = planner.plan([offers])
+    return 0 if plan is None else plan.tokens
 
 
 def interpolated(curve: dict[int, float]) -> Callable[[int], float]:
@@ -79,13 +85,14 @@ def test_a_draft_model_that_costs_as_much_as_the_model_is_left_alone() -> None:
     machine = Machine(interpolated(FLAT), draft_seconds=0.010)
     planner = Planner(StepCosts(FLAT), 8)
     assert machine.run(planner, 0.8, kind=DRAFT_KIND) > 0.95
-    assert planner.plan(1, [Offer(8, 0.8, is_drafted=True)]) == 0
+    assert not planner.pays([Offer(8, 0.8, is_drafted=True)])
 
 
 def test_a_cheap_draft_model_is_run_as_far_as_it_pays() -> None:
     planner = Planner(StepCosts(FLAT), 8)
     assert Machine(interpolated(FLAT), draft_seconds=0.002).run(planner, 0.8, kind=DRAFT_KIND) > 1.5
-    assert 0 < planner.plan(1, [Offer(8, 0.8, is_drafted=True)]) < 8
+    assert planner.pays([Offer(8, 0.8, is_drafted=True)])
+    assert 0 < tokens(planner, Offer(8, 0.8, is_drafted=True)) < 8
 
 
 def test_a_machine_that_is_not_as_it_was_at_load_is_found_out() -> None:
@@ -97,12 +104,12 @@ def test_a_machine_that_is_not_as_it_was_at_load_is_found_out() -> None:
 
 def test_without_offers_nothing_is_proposed_and_no_probe_comes_due() -> None:
     planner = Planner(StepCosts(FLAT), 8)
-    assert not any(planner.plan(4, []) for _ in range(5000))
+    assert not any(planner.plan([[None] * 4]) for _ in range(5000))
 
 
 def test_probes_grow_rarer_while_they_show_nothing_new() -> None:
     planner = Planner(StepCosts(STEEP), 8)
-    probes = [step for step in range(5000) if planner.plan(1, [Offer(8, 0.1)])]
+    probes = [step for step in range(5000) if planner.plan([[Offer(8, 0.1)]])]
     gaps = [after - before for before, after in itertools.pairwise(probes)]
     assert len(probes) < 8
     assert gaps == sorted(gaps)
@@ -110,15 +117,24 @@ def test_probes_grow_rarer_while_they_show_nothing_new() -> None:
 
 def test_the_longest_proposal_is_bounded_by_setting_and_offer() -> None:
     costs = StepCosts(FLAT)
-    assert Planner(costs, 8).plan(1, [Offer(32, 0.99)]) == 8
-    assert Planner(costs, 8).plan(1, [Offer(3, 0.99)]) == 3
+    assert tokens(Planner(costs, 8), Offer(32, 0.99)) == 8
+    assert tokens(Planner(costs, 8), Offer(3, 0.99)) == 3
 
 
 def test_one_good_row_does_not_slow_many_others_down() -> None:
-    costs = StepCosts(STEEP)
-    planner = Planner(costs, 8)
-    assert planner.plan(16, [Offer(8, 0.9)]) == 0
-    assert MARGIN * planner.plain_speed(16) > 0
+    assert tokens(Planner(StepCosts(STEEP), 8), Offer(8, 0.9), *[None] * 15) == 0
+
+
+def test_of_several_ways_to_propose_the_fastest_is_taken() -> None:
+    costs = StepCosts(FLAT)
+    costs.saw_draft(1, 1, 0.002)
+    lookup, draft = Offer(8, 0.6), Offer(8, 0.7, is_drafted=True)
+    plan = Planner(costs, 8).plan([[lookup], [draft]])
+    assert plan is not None
+    assert plan.choice == 0
+    better = Planner(costs, 8).plan([[lookup], [Offer(8, 0.99, is_drafted=True)]])
+    assert better is not None
+    assert better.choice == 1
 
 
 def test_experience_moves_a_row_and_what_is_expected_of_the_next() -> None:

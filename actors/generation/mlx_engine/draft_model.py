@@ -1,0 +1,213 @@
+"""A small model that proposes what a large one will say, for all rows that want it at once.
+
+It has caches of its own, kept by the same means as those of the batch, and is always somewhat behind: a row's prompt
+is prefilled in chunks beside the steps of the batch, and what the row has said since the last proposal is taken in with
+the next one. What was proposed and did not come true is rolled back then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import mlx.core as mx
+
+from mlx_serving.actors.clock import Clock
+from mlx_serving.actors.errors import ModelLoadFailed
+from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
+from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.row import Row
+from mlx_serving.actors.generation.mlx_engine.rows_cache import Order
+from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
+from mlx_serving.actors.models.record import ModelRecord
+from mlx_serving.actors.models.tokenizer import TextTokenizer
+from mlx_serving.config.schema import Generation
+
+_CLOSE = 16
+"""Tokens that a row may be behind and still propose: they are taken in with the proposal."""
+
+
+@attrs.define(eq=False)
+class _Held:
+    """A row's cache holds `length` of its ids and then `tail`, which was proposed."""
+
+    row: Row
+    length: int = 0
+    tail: list[int] = attrs.field(factory=list)
+    caches: Caches | None = None
+    """While it is being prefilled."""
+
+    @property
+    def pending(self) -> list[int]:
+        return self.row.ids[self.length :]
+
+    def compare(self) -> int:
+        """Find out what of the tail came true; how many tokens are to be rolled back."""
+        ids, held = self.row.ids, self.length + len(self.tail)
+        while self.tail and self.length < len(ids) and ids[self.length] == self.tail[0]:
+            self.length += 1
+            self.tail.pop(0)
+        self.length, self.tail = min(self.length, len(ids) - 1), []
+        return held - self.length
+
+
+class DraftModel:
+    """Made by `load_draft`. A pass of it is over all rows that it holds."""
+
+    def __init__(self, model: Any, vocab_size: int, kv_type: str) -> None:
+        self._model = model
+        self._vocab_size = vocab_size
+        self._cache, self._form = rows_cache_for(model, kv_type)
+        self._held: list[_Held] = []
+        self._filling: list[_Held] = []
+
+    @property
+    def can_roll_back(self) -> bool:
+        return self._cache.can_roll_back
+
+    @property
+    def weight_bytes(self) -> int:
+        return loading.weight_bytes(self._model)
+
+    def follow(self, rows: Sequence[Row], budget: int) -> None:
+        """Hold these rows and no others, and prefill up to `budget` tokens of those that are far behind."""
+        wanted = set(rows)
+        self._keep([number for number, held in enumerate(self._held) if held.row in wanted])
+        self._filling = [held for held in self._filling if held.row in wanted]
+        self._send_back()
+        known = {held.row for held in [*self._held, *self._filling]}
+        self._filling += [_Held(row) for row in rows if row not in known]
+        for held in self._filling:
+            budget -= self._fill(held, budget)
+        ready = [held for held in self._filling if len(held.pending) <= _CLOSE]
+        if ready:
+            self._filling = [held for held in self._filling if held not in ready]
+            self._join(ready)
+
+    def is_ready(self, row: Row) -> bool:
+        """Whether it can propose something to the row."""
+        return any(held.row is row for held in self._held)
+
+    def propose(self, rows: Sequence[Row], count: int) -> list[list[int]]:
+        """`count` tokens for each of these rows, all of them ready. Waits for the device."""
+        self._cache.drop([held.compare() for held in self._held])
+        order = self._cache.reserve(count + max(len(held.pending) for held in self._held))
+        if order is not None:
+            self._reorder(order)
+        wanted = set(rows)
+        asked = [held.row in wanted for held in self._held]
+        drafts = [self._take_in(asked)]
+        for _ in range(count - 1):
+            drafts.append(self._next(self._cache.forward(drafts[-1][:, None])[:, -1]))
+        tokens: Any = mx.stack(drafts, axis=1).tolist()
+        idle = [0 if each else count - 1 for each in asked]
+        self._cache.drop(idle)
+        for held, proposed, is_asked in zip(self._held, tokens, asked, strict=True):
+            held.tail = proposed[: count - 1] if is_asked else []
+        said = {held.row: proposed for held, proposed in zip(self._held, tokens, strict=True)}
+        return [said[row] for row in rows]
+
+    def measured_seconds(self, clock: Clock) -> float:
+        """Of a pass of one token; the first one compiles what it needs."""
+        caches = prompt_caches.new_caches(self._model, self._form)
+        token, before = mx.zeros((1, 8), dtype=mx.uint32), 0.0
+        for _ in range(3):
+            before = clock()
+            token = self._next(self._model(token, cache=caches)[:, -1])[:, None]
+            mx.eval(token)
+        return clock() - before
+
+    def clear(self) -> None:
+        """Hold no row."""
+        self._cache = self._cache.fresh()
+        self._held, self._filling = [], []
+
+    def _take_in(self, asked: Sequence[bool]) -> mx.array:
+        """The first proposal of every row, after what it has said since the last; of rows not asked, nothing."""
+        pending = [held.pending if is_asked else [] for held, is_asked in zip(self._held, asked, strict=True)]
+        width = max(map(len, pending))
+        inputs = mx.array([[*ids, *[0] * (width - len(ids))] for ids in pending], dtype=mx.uint32)
+        logits = self._cache.forward(inputs)
+        self._cache.drop([width - len(ids) for ids in pending])
+        for held, ids in zip(self._held, pending, strict=True):
+            held.length += len(ids)
+        last = mx.array([max(0, len(ids) - 1) for ids in pending])
+        return self._next(mx.take_along_axis(logits, last[:, None, None], axis=1)[:, 0])
+
+    def _next(self, logits: mx.array) -> mx.array:
+        return mx.argmax(logits[:, : self._vocab_size], axis=-1).astype(mx.uint32)
+
+    def _fill(self, held: _Held, budget: int) -> int:
+        """Prefill a row up to its last id; how many tokens that took."""
+        count = max(0, min(len(held.pending) - 1, budget))
+        if held.caches is None:
+            held.caches = prompt_caches.new_caches(self._model, self._form)
+        if count:
+            chunk = mx.array(held.pending[:count], dtype=mx.uint32)
+            self._model(chunk[None], cache=held.caches)
+            prompt_caches.start(prompt_caches.states(held.caches))
+            held.length += count
+        return count
+
+    def _send_back(self) -> None:
+        """Rows that have fallen far behind are prefilled again from where they stand."""
+        self._cache.drop([held.compare() for held in self._held])
+        far = [number for number, held in enumerate(self._held) if len(held.pending) > _CLOSE]
+        for number in far:
+            self._held[number].caches = self._cache.take(number)
+            self._filling.append(self._held[number])
+        if far:
+            self._keep([number for number in range(len(self._held)) if number not in far])
+
+    def _join(self, ready: Sequence[_Held]) -> None:
+        added = []
+        for held in ready:
+            assert held.caches is not None
+            added.append(held.caches)
+            held.caches = None
+        order = self._cache.join(added)
+        self._held = [*self._held, *ready]
+        self._reorder(order)
+
+    def _keep(self, numbers: Sequence[int]) -> None:
+        if len(numbers) < len(self._held):
+            self._reorder(self._cache.keep(numbers))
+
+    def _reorder(self, order: Order) -> None:
+        self._held = [self._held[number] for number in order]
+
+
+def load_draft(record: ModelRecord, target: ModelRecord, tokenizer: TextTokenizer, settings: Generation) -> DraftModel:
+    """The draft model of `record` for `target`, whose tokenizer is given.
+
+    Raises ModelLoadFailed when it cannot run, its vocabulary differs, or its caches cannot be rolled back.
+    """
+    check_vocabulary(record, target, TextTokenizer.load(record.path), tokenizer)
+    model = loading.load_weights(record)
+    loading.widen(model, record)
+    loading.speed_up(model, settings)
+    draft = DraftModel(model, min(record.vocab_size, target.vocab_size), settings.kv_type)
+    if not draft.can_roll_back:
+        raise ModelLoadFailed(
+            f"{record.name} cannot be a draft model: its architecture {record.architecture} keeps state that cannot be "
+            "rolled back",
+            model=target.name,
+        )
+    return draft
+
+
+def check_vocabulary(draft: ModelRecord, target: ModelRecord, theirs: TextTokenizer, ours: TextTokenizer) -> None:
+    """Raise ModelLoadFailed unless both give every token the same id."""
+    own, other = (each.backend.get_vocab(with_added_tokens=True) for each in (ours, theirs))
+    if own == other:
+        return
+    differing = [token for token in own.keys() | other.keys() if own.get(token) != other.get(token)]
+    token = min(differing, key=lambda each: (min(own.get(each, len(own)), other.get(each, len(other))), each))
+    raise ModelLoadFailed(
+        f"the draft model {draft.name} has another vocabulary than {target.name}: {len(differing)} tokens differ, as "
+        f"{token!r}, which is {other.get(token, 'unknown')} in {draft.name} and {own.get(token, 'unknown')} in "
+        f"{target.name}; choose a draft model of the same family",
+        model=target.name,
+    )

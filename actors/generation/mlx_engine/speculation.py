@@ -1,0 +1,232 @@
+"""Speculative decoding within the batch: who proposes, how much, and the step that checks it.
+
+A row's own draw decides at every place: the token that it would have drawn there is the one that it says, and a
+proposal is accepted as far as it is the same. So an answer is, token for token, the one without speculation, greedy or
+sampled, and its distribution the model's own (docs/decisions tells more).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import mlx.core as mx
+
+from mlx_serving.actors.clock import Clock
+from mlx_serving.actors.generation.mlx_engine.batch import Batch
+from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.draft_model import DraftModel
+from mlx_serving.actors.generation.mlx_engine.row import Row
+from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
+from mlx_serving.actors.generation.speculation.acceptance import DRAFT_KIND, SharedAcceptance
+from mlx_serving.actors.generation.speculation.costs import StepCosts
+from mlx_serving.actors.generation.speculation.planner import Offer, Plan, Planner
+from mlx_serving.actors.generation.speculation.row import Proposal, RowSpeculation
+from mlx_serving.actors.messages.values import unpack_ids
+from mlx_serving.config.schema import Speculation
+
+_log = logging.getLogger(__name__)
+_MEASURED_WIDTHS = (1, 2, 3, 5, 9)
+_TRIES = 2
+"""Of each width at load; the first compiles what it needs."""
+
+
+DraftMasks = Callable[[Sequence[Row], Sequence[Sequence[int]], int], mx.array | None]
+"""What each row may say next and after each token of its draft, for so many places."""
+
+
+@attrs.frozen(eq=False)
+class Checked:
+    """What a checking step gave: each row's tokens, in order, how many were proposed, and accepted of those."""
+
+    said: list[tuple[Row, list[int]]] = attrs.field(factory=list)
+    width: int = 1
+    proposed: int = 0
+    accepted: tuple[int, ...] = ()
+    """Of each row with a proposal."""
+
+
+class Speculator:
+    """Of one model. Its costs and what it knows of acceptance outlast the rows."""
+
+    def __init__(self, settings: Speculation, costs: StepCosts, draft: DraftModel | None, clock: Clock) -> None:
+        self._looks_up = settings.mode in ("lookup", "auto")
+        self._draft = draft if settings.mode in ("draft", "auto") else None
+        self._planner = Planner(costs, settings.max_tokens)
+        self._shared = SharedAcceptance()
+        self._clock = clock
+        self._costs = costs
+        self._draft_seconds = 0.0
+
+    def saw_step(self, rows: int, width: int, seconds: float) -> None:
+        """A step took so long that had `width` tokens in each row; if more than one, it was the last check."""
+        if width == 1:
+            self._costs.saw_plain(rows, seconds)
+        else:
+            self._costs.saw_wide(rows, width, max(0.0, seconds - self._draft_seconds))
+
+    def plan(self, rows: Sequence[Row], budget: int) -> Plan | None:
+        """Whether and how to propose in the next step, by what the host knows of the rows.
+
+        `budget`: prompt tokens that the draft model may prefill beside it.
+        """
+        known = [self._known(row) for row in rows]
+        if not any(known):
+            return None
+        most = [self._planner.longest if each else 0 for each in known]
+        most = [min(length, _room(row)) for length, row in zip(most, rows, strict=True)]
+        lookups = [each.lookup_offer(length) if each else None for each, length in zip(known, most, strict=True)]
+        choices: list[list[Offer | None]] = [lookups]
+        if self._draft is not None:
+            self._prepare(self._draft, rows, known, budget)
+            choices.append(
+                [
+                    _better(lookup, each.draft_offer(length) if each and self._is_ready(row) else None)
+                    for row, each, lookup, length in zip(rows, known, lookups, most, strict=True)
+                ]
+            )
+        return self._planner.plan(choices)
+
+    def check(self, batch: Batch, plan: Plan, masks_of: DraftMasks) -> Checked | None:
+        """Propose, check and settle; None if no row has anything to propose after all. Waits for the device."""
+        batch.reserve(plan.tokens + 1)
+        proposals = self._proposals(batch.rows, plan)
+        width = 1 + max((len(each.tokens) for each in proposals if each), default=0)
+        if width == 1:
+            return None
+        drafts = [each.tokens if each else [] for each in proposals]
+        masks = masks_of(batch.rows, drafts, width)
+        padded = mx.array([[*draft, *[0] * (width - 1 - len(draft))] for draft in drafts], dtype=mx.int32)
+        check = batch.check(padded, list(map(len, drafts)), masks)
+        said = check.read()
+        batch.settle(check, [len(tokens) for tokens in said])
+        accepted = []
+        for row, proposal, tokens in zip(check.rows, proposals, said, strict=True):
+            if proposal is not None and row.speculation is not None:
+                row.speculation.judge(proposal, len(tokens) - 1)
+                accepted.append(len(tokens) - 1)
+        return Checked(list(zip(check.rows, said, strict=True)), width, sum(map(len, drafts)), tuple(accepted))
+
+    def clear(self) -> None:
+        """No row is left, or what is held of them cannot be trusted."""
+        if self._draft is not None:
+            self._draft.clear()
+
+    def _known(self, row: Row) -> RowSpeculation | None:
+        """What speculation knows of a row, up to date; None if the row is not for it."""
+        is_masked_later = row.guide is not None and row.answer.is_thinking
+        if not row.sequence.speculation or row.sequence.sampling.logprobs or is_masked_later:
+            return None
+        if row.speculation is None:
+            prompt, prediction = row.ids[: row.prompt_tokens], unpack_ids(row.sequence.prediction_ids)
+            row.speculation = RowSpeculation(prompt, prediction, self._shared, self._looks_up)
+        row.speculation.follow(row.ids)
+        return row.speculation
+
+    def _is_ready(self, row: Row) -> bool:
+        return self._draft is not None and self._draft.is_ready(row)
+
+    def _prepare(
+        self, draft: DraftModel, rows: Sequence[Row], known: Sequence[RowSpeculation | None], budget: int
+    ) -> None:
+        """Let the draft model follow the rows as long as its proposals are likely to be taken up."""
+        best = Offer(self._planner.longest, self._shared.rate(DRAFT_KIND), is_drafted=True)
+        wanted = [row for row, each in zip(rows, known, strict=True) if each is not None]
+        if not self._planner.pays([best if each is not None else None for each in known]):
+            wanted = []
+        try:
+            draft.follow(wanted, budget)
+        except Exception:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """The draft model failed: go on without it."""
+        _log.exception("the draft model failed and is left out from now on")
+        self._draft = None
+
+    def _proposals(self, rows: Sequence[Row], plan: Plan) -> list[Proposal | None]:
+        known = [self._known(row) for row in rows]
+        most = [min(plan.tokens, _room(row)) for row in rows]
+        lookups = [each.lookup_offer(length) if each else None for each, length in zip(known, most, strict=True)]
+        drafted = self._drafted(rows, known, lookups, most) if plan.choice == 1 else {}
+        proposals: list[Proposal | None] = []
+        for row, each, lookup, length in zip(rows, known, lookups, most, strict=True):
+            if row in drafted:
+                proposals.append(Proposal(drafted[row][:length], is_drafted=True))
+            else:
+                proposals.append(each.look_up(length) if each is not None and lookup is not None else None)
+        return proposals
+
+    def _drafted(
+        self,
+        rows: Sequence[Row],
+        known: Sequence[RowSpeculation | None],
+        lookups: Sequence[Offer | None],
+        most: Sequence[int],
+    ) -> dict[Row, list[int]]:
+        """The draft model's proposals for the rows whose text has nothing better."""
+        self._draft_seconds = 0.0
+        asking = []
+        for row, each, lookup, length in zip(rows, known, lookups, most, strict=True):
+            offer = each.draft_offer(length) if each is not None and self._is_ready(row) else None
+            if offer is not None and _better(lookup, offer) is offer:
+                asking.append(row)
+        if self._draft is None or not asking:
+            return {}
+        count = max(length for row, length in zip(rows, most, strict=True) if row in asking)
+        before = self._clock()
+        try:
+            proposed = self._draft.propose(asking, count)
+        except Exception:
+            self._give_up()
+            return {}
+        self._draft_seconds = self._clock() - before
+        self._costs.saw_draft(len(asking), count, self._draft_seconds)
+        return dict(zip(asking, proposed, strict=True))
+
+
+def speculator_for(
+    settings: Speculation,
+    cache: RowsCache,
+    model: Any,
+    caches: Caches,
+    draft: DraftModel | None,
+    clock: Clock,
+) -> Speculator | None:
+    """None where speculation is off, or the rows' caches cannot be rolled back. `caches` are new ones of a row."""
+    if settings.mode == "off" or not cache.can_roll_back:
+        return None
+    model(mx.zeros((1, 8), dtype=mx.uint32), cache=caches)
+    costs = measured_costs(cache, caches, clock)
+    if draft is not None:
+        costs.saw_draft(1, 1, draft.measured_seconds(clock))
+    return Speculator(settings, costs, draft, clock)
+
+
+def measured_costs(cache: RowsCache, caches: Caches, clock: Clock) -> StepCosts:
+    """Time passes of one row with a few tokens in its caches, for several widths."""
+    cache = cache.fresh()
+    cache.join([caches])
+    curve: dict[int, float] = {}
+    for width in _MEASURED_WIDTHS:
+        cache.reserve(width)
+        for _ in range(_TRIES):
+            before = clock()
+            mx.eval(mx.argmax(cache.forward(mx.zeros((1, width), dtype=mx.uint32)), axis=-1))
+            cache.drop([width])
+            curve[width] = clock() - before
+    return StepCosts(curve)
+
+
+def _room(row: Row) -> int:
+    """Tokens that may be proposed to a row: one more than that is drawn in any case."""
+    return row.answer.limit - (len(row.ids) - row.prompt_tokens) - 1
+
+
+def _better(lookup: Offer | None, draft: Offer | None) -> Offer | None:
+    """Proposals of the text cost nothing: those of the draft model have to be more likely."""
+    if lookup is None or draft is None:
+        return lookup or draft
+    return draft if draft.rate > lookup.rate else lookup
