@@ -238,10 +238,12 @@ class AdmissionActor(Actor):
 
     def tear_down(self, seconds: float) -> None:
         """Fail whoever still waits, then let the pool and the door go."""
+        error = ActorUnavailable("the server is shutting down", retry_after=5.0)
         if hasattr(self, "_requests"):
-            self._requests.fail_all(
-                self._requests.streams.all(), ActorUnavailable("the server is shutting down", retry_after=5.0)
-            )
+            self._requests.fail_all(self._requests.streams.all(), error)
+        if hasattr(self, "_warming"):
+            self._caches.refuse_all(describe(error))
+            self._warming.refuse_all(describe(error))
         if hasattr(self, "_pool"):
             self._pool.close()
             self._door.close()

@@ -75,6 +75,12 @@ class Caches:
                 silent = ", ".join(poll.waiting)
                 poll.answer(Refused(ErrorInfo(ActorUnavailable.code, f"no answer from {silent}", retry_after=1.0)))
 
+    def refuse_all(self, error: ErrorInfo) -> None:
+        """Nobody will answer any more."""
+        while self._polls:
+            _, poll = self._polls.popitem()
+            poll.answer(Refused(error))
+
     def _answer_if_done(self, number: int) -> None:
         poll = self._polls[number]
         if not poll.waiting:

@@ -178,6 +178,12 @@ class Warming:
             self._node.tell("batching", SequenceAborted(number))
         self._fail_jobs(late, f"not done within {limit:g} s")
 
+    def refuse_all(self, error: ErrorInfo) -> None:
+        """Nobody will warm any more."""
+        while self._jobs:
+            _, job = self._jobs.popitem()
+            self._failed(job, error)
+
     def _fail_jobs(self, numbers: Iterable[int], reason: str) -> None:
         for number in numbers:
             job = self._jobs.pop(number, None)
