@@ -231,3 +231,18 @@ def test_adapters_are_added_and_removed_while_the_server_runs(served: Server, ho
     assert (refused[0], refused[1]["error"]["code"]) == (403, "untrusted_path")
     assert served.post("/admin/adapters/remove", {"adapter": "a:new"})[0] == 200
     assert ask(served, "a:new")[0] == 404
+
+
+def test_rows_of_one_server_answer_with_their_own_adapters(serve: Callable[..., Server]) -> None:
+    greedy = {"prompt": "hello", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+
+    def text(model: str) -> str:
+        status, answer = ask(server, model, greedy)
+        assert (status, answer.get("model")) == (200, model), answer
+        return str(answer["choices"][0]["text"])
+
+    with serve(2, generation__engine="mlx", models__default="b", generation__max_rows=8) as server:
+        plain, adapted = text("b"), text("b:own")
+        assert plain != adapted
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(text, ["b", "b:own", "b", "b:own"])) == [plain, adapted, plain, adapted]
