@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import attrs
 
 from mlx_serving.actors.admission.conversation import offered_tools
 from mlx_serving.actors.errors import ConfigurationInvalid, UnsupportedParameter
+from mlx_serving.actors.json_schema.check import prepared
+from mlx_serving.actors.json_schema.guidance import schema_of
 from mlx_serving.actors.messages.admission import GenerationRequested
-from mlx_serving.actors.messages.values import AnswerFormat, Tool, ToolUse
+from mlx_serving.actors.messages.values import AnswerFormat, Guidance, Tool, ToolUse
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.actors.parsing.formats import (
     CALLS,
@@ -79,24 +84,52 @@ def answer_format(asked: GenerationRequested, choice: ParserChoice, prompt: str)
         is_thinking=span is not None and prompt.rstrip().endswith(span.open),
         tools=tools,
         parallel=asked.tool_use.parallel,
-        lazy=asked.tool_use.mode == "auto" and bool(tools),
+        lazy=asked.tool_use.mode == "auto" and bool(tools) and asked.guidance is None,
         thinking_budget=asked.thinking_budget,
     )
 
 
-def callable_tools(use: ToolUse) -> tuple[Tool, ...]:
-    """Those that the model may call."""
-    tools = offered_tools(use)
-    return tuple(tool for tool in tools if tool.name == use.name) if use.mode == "named" else tools
+def tool_guidance(asked: GenerationRequested, form: AnswerFormat, tokenizer: TextTokenizer) -> Guidance:
+    """What holds the calls of a request with tools to their format and schemas; in its place also a JSON answer.
 
-
-def tool_grammar(asked: GenerationRequested, form: AnswerFormat, tokenizer: TextTokenizer) -> str:
-    """The grammar of the calls of a request that has tools: of the whole answer, or if lazy of one block of calls."""
+    Raises InvalidParameter for a strict tool's schema that cannot be enforced, UnsupportedParameter for guidance of
+    other kinds than JSON beside tools.
+    """
     use = asked.tool_use
 
     def token_of(marker: str) -> int | None:
         token = tokenizer.backend.token_to_id(marker)
         return token if token in tokenizer.special_ids else None
 
-    parallel = use.parallel and use.mode != "named"
-    return calls_grammar(form.calls, callable_tools(use), token_of, lazy=form.lazy, parallel=parallel)
+    source = calls_grammar(
+        form.calls,
+        _callable_tools(use),
+        token_of,
+        lazy=form.lazy,
+        parallel=use.parallel and use.mode != "named",
+        answer=_json_answer(asked.guidance) if use.mode == "auto" else None,
+    )
+    return Guidance("calls", source, "tools")
+
+
+def _callable_tools(use: ToolUse) -> tuple[Tool, ...]:
+    """Those that the model may call, strict ones with their schemas prepared."""
+    return tuple(
+        attrs.evolve(tool, parameters=json.dumps(_prepared(tool, index))) if tool.strict else tool
+        for index, tool in enumerate(use.tools)
+        if use.mode != "named" or tool.name == use.name
+    )
+
+
+def _prepared(tool: Tool, index: int) -> dict[str, Any]:
+    return prepared(tool.parameters, f"tools[{index}].function.parameters")
+
+
+def _json_answer(guidance: Guidance | None) -> dict[str, Any] | None:
+    if guidance is None:
+        return None
+    if guidance.kind not in ("json_schema", "json_object"):
+        raise UnsupportedParameter(
+            f"{guidance.field}: beside tools an answer can only be held to JSON", field=guidance.field
+        )
+    return schema_of(guidance)

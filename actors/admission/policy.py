@@ -121,6 +121,7 @@ def sequences(
             cache_salt=cache_salt(asked, limits),
             segments=prompt.segments,
             format=prompt.format,
+            guidance=asked.guidance if prompt.guidance is None else prompt.guidance,
             prediction_ids=predicted,
             speculation=asked.speculation,
         )

@@ -11,11 +11,12 @@ from typing import Any
 
 import attrs
 
-from mlx_serving.actors.admission.answer_format import ParserChoice, answer_format
+from mlx_serving.actors.admission.answer_format import ParserChoice, answer_format, tool_guidance
 from mlx_serving.actors.admission.conversation import chat_text, template_arguments
 from mlx_serving.actors.admission.prompt import Prompt
 from mlx_serving.actors.admission.segments import message_ends
 from mlx_serving.actors.errors import InvalidParameter
+from mlx_serving.actors.json_schema.guidance import check as check_guidance
 from mlx_serving.actors.messages.admission import GenerationRequested
 from mlx_serving.actors.messages.values import ChatMessage, unpack_ids
 from mlx_serving.actors.models.tokenizer import TextTokenizer
@@ -54,7 +55,9 @@ class RenderingPool:
 def rendered(
     tokenizer: TextTokenizer, asked: GenerationRequested, parsers: ParserChoice, *, with_segments: bool
 ) -> Prompt:
-    """Everything of a request that a tokenizer has to do with."""
+    """Everything of a request that takes its time: the prompt, and what can be told of its guidance."""
+    if asked.guidance is not None:
+        check_guidance(asked.guidance)
     prompt = _prompt(tokenizer, asked, parsers, with_segments)
     if asked.prediction is None:
         return prompt
@@ -83,10 +86,11 @@ def _rendered_chat(
     arguments = template_arguments(tokenizer.chat, asked)
     text = chat_text(tokenizer, messages, True, arguments)
     form = answer_format(asked, parsers, text)
+    guidance = tool_guidance(asked, form, tokenizer) if form is not None and form.calls else None
     if not with_segments:
-        return Prompt(tokenizer.encode(text, add_special_tokens=False), format=form)
+        return Prompt(tokenizer.encode(text, add_special_tokens=False), format=form, guidance=guidance)
     ends = message_ends(text, messages, lambda turns, asks: chat_text(tokenizer, turns, asks, arguments))
-    return Prompt(*tokenizer.encode_with_offsets(text, ends), format=form)
+    return Prompt(*tokenizer.encode_with_offsets(text, ends), format=form, guidance=guidance)
 
 
 def warm_ids(tokenizer: TextTokenizer, system: str) -> list[int]:

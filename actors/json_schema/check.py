@@ -12,7 +12,7 @@ import re
 from fractions import Fraction
 from typing import NoReturn
 
-from mlx_serving.actors.errors import InvalidParameter
+from mlx_serving.actors.errors import GuidanceInvalid
 from mlx_serving.actors.json_schema.keywords import (
     COMPANIONS,
     DIALECTS,
@@ -37,7 +37,7 @@ _SHOWN = 80
 
 
 def prepared(source: str, field: str) -> Node:
-    """The schema to compile. Raises InvalidParameter that names keyword and path; `field` is the request's parameter.
+    """The schema to compile. Raises GuidanceInvalid that names keyword and path; `field` is the request's parameter.
 
     `true` and `{}` let any JSON value be said.
     """
@@ -63,7 +63,7 @@ class _Check:
         return root
 
     def _refuse(self, problem: str) -> NoReturn:
-        raise InvalidParameter(f"{self._field}: {problem}", field=self._field)
+        raise GuidanceInvalid(f"{self._field}: {problem}", field=self._field)
 
     def _parse(self, source: str) -> Node:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from mlx_serving.actors.errors import InvalidParameter
+from mlx_serving.actors.errors import GuidanceInvalid
 from mlx_serving.actors.json_schema.check import prepared
 from mlx_serving.actors.json_schema.walk import Node
 from mlx_serving.actors.messages.values import Guidance
@@ -17,7 +17,7 @@ LARGEST_SOURCE = 1 << 20
 
 
 def check(guidance: Guidance) -> None:
-    """Raise InvalidParameter for guidance that cannot be compiled, as far as that can be told beforehand."""
+    """Raise GuidanceInvalid for guidance that cannot be compiled, as far as that can be told beforehand."""
     _bound(guidance, len(guidance.source), LARGEST_SOURCE, "characters")
     match guidance.kind:
         case "json_schema":
@@ -29,7 +29,7 @@ def check(guidance: Guidance) -> None:
         case "grammar":
             # Every rule has a colon, and so has every member of a schema within.
             _bound(guidance, guidance.source.count(":"), MOST_RULES, "rules")
-        case "json_object":
+        case "json_object" | "calls":
             pass
 
 
@@ -46,7 +46,7 @@ def choices_of(guidance: Guidance) -> list[str]:
         choices = None
     if not isinstance(choices, list) or not choices or not all(isinstance(each, str) and each for each in choices):
         field = guidance.field
-        raise InvalidParameter(f"{field}: a choice must be a list of strings that are not empty", field=field)
+        raise GuidanceInvalid(f"{field}: a choice must be a list of strings that are not empty", field=field)
     _bound(guidance, len(choices), MOST_CHOICES, "texts")
     return choices
 
@@ -54,4 +54,4 @@ def choices_of(guidance: Guidance) -> list[str]:
 def _bound(guidance: Guidance, length: int, most: int, unit: str) -> None:
     if length > most:
         field = guidance.field
-        raise InvalidParameter(f"{field}: a {guidance.kind} may have at most {most} {unit}, not {length}", field=field)
+        raise GuidanceInvalid(f"{field}: a {guidance.kind} may have at most {most} {unit}, not {length}", field=field)

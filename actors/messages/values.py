@@ -14,7 +14,7 @@ PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 ToolMode = Literal["auto", "none", "required", "named"]
-GuidanceKind = Literal["json_schema", "json_object", "regex", "choice", "grammar"]
+GuidanceKind = Literal["json_schema", "json_object", "regex", "choice", "grammar", "calls"]
 
 CacheTier = Literal["memory", "disk", "all"]
 CACHE_TIERS: tuple[CacheTier, ...] = ("memory", "disk", "all")
@@ -128,7 +128,7 @@ class Guidance:
     """What an answer is held to, token by token.
 
     `source` is a JSON Schema, nothing for `json_object`, a regular expression, a JSON list of strings for `choice`, or
-    a grammar (Lark or GBNF). `field` is the parameter it came from, as errors name it.
+    a grammar (Lark or GBNF); `calls` is a grammar (Lark) of our own, of tool calls. `field` is the parameter it came from, as errors name it.
     """
 
     kind: GuidanceKind

@@ -34,11 +34,15 @@ class CallFormat:
 
 @attrs.frozen
 class ReasoningFormat:
-    """`open` and `close` stand around the reasoning. `forced` is written where a budget ends it."""
+    """`open` and `close` stand around the reasoning. `forced` is written where a budget ends it.
+
+    The answer begins after `entry`, or if that is empty where the reasoning ends.
+    """
 
     open: str
     close: str
     forced: str
+    entry: str = ""
 
 
 def _hermes(_: tuple[Tool, ...]) -> Read:
@@ -107,8 +111,9 @@ REASONING: dict[str, ReasoningFormat] = {
     "mistral": ReasoningFormat("[THINK]", "[/THINK]", "[/THINK]"),
     "harmony": ReasoningFormat(
         CHANNEL + "analysis" + MESSAGE,
+        ENDS[0],
+        f"{ENDS[0]}{START}assistant{CHANNEL}final{MESSAGE}",
         CHANNEL + "final" + MESSAGE,
-        "<|end|><|start|>assistant<|channel|>final<|message|>",
     ),
 }
 """By the name that settings use. `harmony` is read by the format of its calls."""

@@ -156,7 +156,9 @@ def calls_grammar(
 def _lead(name: str, rules: Rules, lazy: bool) -> str:
     """What stands before the first call of an answer."""
     if name == "harmony" and not lazy:
-        return f'{rules.mark(harmony.CHANNEL)} "commentary "'
+        message = f'{rules.mark(harmony.CHANNEL)} "analysis" {rules.mark(harmony.MESSAGE)}'
+        reasoning = f'{message} {rules.until(harmony.ENDS[0])} {rules.mark(harmony.START)} "assistant"'
+        return f'({reasoning})? {rules.mark(harmony.CHANNEL)} "commentary "'
     if name == "llama3_json" and lazy:
         return f"({rules.mark(PYTHON_TAG)})?"
     return ""

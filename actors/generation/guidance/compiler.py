@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from mlx_serving.actors.errors import ActorUnavailable, InvalidParameter, Overloaded, ServingError
+from mlx_serving.actors.errors import ActorUnavailable, GuidanceInvalid, Overloaded, ServingError
 from mlx_serving.actors.generation.guidance.guide import Guide
 from mlx_serving.actors.generation.guidance.matchers import Matchers
 from mlx_serving.actors.messages.values import Guidance
@@ -58,7 +58,7 @@ class GuideCompiler:
         self._threads: list[threading.Thread] = []
 
     def start(self, guidance: Guidance) -> Future[Guide]:
-        """A guide at the beginning of an answer; or InvalidParameter, or Overloaded if too much is being compiled."""
+        """A guide at the beginning of an answer; or GuidanceInvalid, or Overloaded if too much is being compiled."""
         future: Future[Guide] = Future()
         with self._lock:
             ready = self._ready.get(guidance)
@@ -141,7 +141,7 @@ class GuideCompiler:
         field = guidance.field
         if job.is_started:
             text = f"{field}: not compiled within {self._seconds:g} s; ask for less"
-            _fail(job, InvalidParameter(text, field=field))
+            _fail(job, GuidanceInvalid(text, field=field))
         else:
             _fail(job, Overloaded(f"{field}: others are being compiled", field=field, retry_after=1.0))
 

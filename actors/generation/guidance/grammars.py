@@ -9,7 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING, NoReturn
 
-from mlx_serving.actors.errors import InvalidParameter
+from mlx_serving.actors.errors import GuidanceInvalid
 from mlx_serving.actors.json_schema.guidance import check, choices_of, schema_of
 from mlx_serving.actors.json_schema.walk import Node
 from mlx_serving.actors.messages.values import Guidance
@@ -30,7 +30,7 @@ _OPTIONS: JsonCompileOptions = {
 
 
 def term_of(guidance: Guidance) -> JsonSchema | Regex | Choice | CFG:
-    """The same as one of Outlines' types. Raises InvalidParameter for what is wrong with it."""
+    """The same as one of Outlines' types. Raises GuidanceInvalid for what is wrong with it."""
     from outlines import types
 
     match guidance.kind:
@@ -41,13 +41,13 @@ def term_of(guidance: Guidance) -> JsonSchema | Regex | Choice | CFG:
             return types.Regex(guidance.source)
         case "choice":
             return types.Choice(list(choices_of(guidance)))
-        case "grammar":
+        case "grammar" | "calls":
             check(guidance)
             return types.CFG(guidance.source)
 
 
 def json_term(schema: Node, field: str) -> JsonSchema:
-    """Outlines' type of a schema that was prepared. Raises InvalidParameter for keywords with senseless values."""
+    """Outlines' type of a schema that was prepared. Raises GuidanceInvalid for keywords with senseless values."""
     from jsonschema import SchemaError
     from outlines import types
 
@@ -61,7 +61,7 @@ def json_term(schema: Node, field: str) -> JsonSchema:
 
 
 def grammar_of(term: JsonSchema | Regex | Choice | CFG, field: str) -> str:
-    """In llguidance's notation. Raises InvalidParameter if that cannot be."""
+    """In llguidance's notation. Raises GuidanceInvalid if that cannot be."""
     import llguidance
     from outlines import types
 
@@ -77,8 +77,15 @@ def grammar_of(term: JsonSchema | Regex | Choice | CFG, field: str) -> str:
         refuse(field, str(error))
 
 
+def lark_of(source: str) -> str:
+    """A grammar in Lark's notation alone."""
+    import llguidance
+
+    return llguidance.LLMatcher.grammar_from_lark(source)
+
+
 def refuse(field: str, problem: str) -> NoReturn:
-    raise InvalidParameter(f"{field}: {problem}", field=field)
+    raise GuidanceInvalid(f"{field}: {problem}", field=field)
 
 
 def _literal(text: str) -> str:

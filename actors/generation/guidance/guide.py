@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlx_serving.actors.errors import GenerationFailed, InvalidParameter, ServingError
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_serving.actors.errors import GenerationFailed, GuidanceInvalid, ServingError
 
 if TYPE_CHECKING:
     import llguidance
@@ -31,6 +34,14 @@ class Guide:
         return self.matcher.validate_tokens(token_ids)
 
     @property
+    def restricts(self) -> bool:
+        """Whether the next token may not be any."""
+        return True
+
+    def amend(self, mask: NDArray[np.uint32]) -> None:
+        """Change this answer's row of the masks once it is filled."""
+
+    @property
     def is_complete(self) -> bool:
         """Nothing may follow but the end of the sequence."""
         return self.matcher.is_stopped()
@@ -42,9 +53,7 @@ class Guide:
             return None
         reason = self.matcher.get_error().partition("\n")[0]
         if self.matcher.stop_reason() in ("ParserTooComplex", "LexerTooComplex"):
-            return InvalidParameter(
-                f"{self._field}: this has become too complex to follow: {reason}", field=self._field
-            )
+            return GuidanceInvalid(f"{self._field}: this has become too complex to follow: {reason}", field=self._field)
         return GenerationFailed(f"{self._field}: {reason}", field=self._field)
 
     def copy(self) -> Guide:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_serving.actors.generation.guidance.guide import Guide
+from mlx_serving.actors.generation.guidance.phased import PhasedGuide
 
 if TYPE_CHECKING:
     import llguidance
@@ -30,13 +31,17 @@ def fill_masks(guides: Sequence[Guide | None], masks: Masks) -> None:
 
     A guide that cannot go on tells so by its `failure`, and its row then means nothing.
     """
-    guided = [(each.matcher, row) for row, each in enumerate(guides) if each is not None]
-    for row, each in enumerate(guides):
-        if each is None:
+    matchers = [None if each is None else each.matcher for each in guides]
+    guided = [(matcher, row) for row, matcher in enumerate(matchers) if matcher is not None]
+    for row, matcher in enumerate(matchers):
+        if matcher is None:
             masks[row] = _ALL
     if guided:
         assert masks.flags["C_CONTIGUOUS"]
         _executor().unsafe_compute_mask_ptr(guided, masks.ctypes.data, masks.shape[1] * 4, masks.shape[0])
+    for row, each in enumerate(guides):
+        if each is not None:
+            each.amend(masks[row])
 
 
 def fill_draft_masks(guides: Sequence[Guide | None], drafts: Sequence[Sequence[int]], masks: Masks) -> None:
@@ -51,11 +56,25 @@ def fill_draft_masks(guides: Sequence[Guide | None], drafts: Sequence[Sequence[i
     guided: list[Any] = [
         (guide.matcher, row * width, list(draft))
         for row, (guide, draft) in enumerate(zip(guides, drafts, strict=True))
-        if guide is not None
+        if guide is not None and not isinstance(guide, PhasedGuide)
     ]
+    for guide, draft, rows in zip(guides, drafts, masks, strict=True):
+        if isinstance(guide, PhasedGuide):
+            _fill_draft(guide, draft, rows)
     if guided:
         words, count = masks.shape[2], masks.shape[0] * width
         _executor().unsafe_compute_mask_ptr_with_draft_token(guided, masks.ctypes.data, words * 4, count)
+
+
+def _fill_draft(guide: PhasedGuide, draft: Sequence[int], masks: Masks) -> None:
+    """One row's masks, one by one: a token may take it into another phase."""
+    taken = 0
+    for position in range(len(masks)):
+        fill_masks([guide], masks[position : position + 1])
+        if position >= len(draft) or not guide.advance_if_allowed(draft[position]):
+            break
+        taken += 1
+    guide.rollback(taken)
 
 
 @cache

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from mlx_serving.actors.errors import InvalidParameter
+from mlx_serving.actors.errors import GuidanceInvalid
 from mlx_serving.actors.generation.guidance.culprits import named
-from mlx_serving.actors.generation.guidance.grammars import grammar_of, json_term, refuse, term_of
+from mlx_serving.actors.generation.guidance.grammars import grammar_of, json_term, lark_of, refuse, term_of
 from mlx_serving.actors.generation.guidance.trial import try_out
 from mlx_serving.actors.json_schema.guidance import schema_of
 from mlx_serving.actors.json_schema.walk import Node
@@ -40,10 +40,11 @@ class Matchers:
             return self._words
 
     def make(self, guidance: Guidance) -> llguidance.LLMatcher:
-        """A matcher at the beginning of an answer. Raises InvalidParameter for what cannot be followed."""
+        """A matcher at the beginning of an answer. Raises GuidanceInvalid for what cannot be followed."""
         field = guidance.field
         words = self.load()
-        matcher = _matcher(words, grammar_of(term_of(guidance), field))
+        is_own = guidance.kind == "calls"
+        matcher = _matcher(words, lark_of(guidance.source) if is_own else grammar_of(term_of(guidance), field))
         if matcher.is_error():
             message = _message(matcher)
             if guidance.kind == "json_schema":
@@ -56,7 +57,7 @@ class Matchers:
         """The compiler's message about a schema; empty if it takes it."""
         try:
             matcher = _matcher(words, grammar_of(json_term(schema, field), field))
-        except InvalidParameter as error:
+        except GuidanceInvalid as error:
             return error.message
         return _message(matcher) if matcher.is_error() else ""
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import llguidance
 
 _MOST_TAKEN_BACK = 256
-_NO_TEXT = None
 
 
 @attrs.define(eq=False)
@@ -70,13 +69,23 @@ class PhasedGuide(Guide):
             return self._begin.matcher
         return None
 
+    @property
+    def restricts(self) -> bool:
+        phase = self._state.phase
+        is_free = phase == "free" or phase == "thinking" or (phase == "start" and self.matcher is None)
+        return not is_free or self._plan.must_go_on
+
     def amend(self, mask: NDArray[np.uint32]) -> None:
         """Change one row of masks, filled by `matcher`: the token that opens reasoning, or the one that is forced."""
-        if self._state.phase == "start" and self._plan.open_id is not None:
+        phase = self._state.phase
+        if phase == "start" and self._plan.open_id is not None:
             _allow(mask, self._plan.open_id)
-        elif self._state.phase == "closing":
+        elif phase == "closing":
             mask[:] = 0
             _allow(mask, self._plan.end_ids[self._state.closed])
+        elif phase in ("thinking", "free") and self._plan.must_go_on:
+            for token_id in self._plan.eos_ids:
+                mask[token_id >> 5] &= np.uint32(~(1 << (token_id & 31)) & 0xFFFFFFFF)
 
     def forced(self) -> list[int]:
         if self._state.phase == "closing":
@@ -84,16 +93,25 @@ class PhasedGuide(Guide):
         return self._state.held.guide.forced() if self._state.held is not None else []
 
     def fitting(self, token_ids: list[int]) -> int:
-        """Tries them, and takes them back."""
+        """Takes them in, as far as they fit, and then back."""
         fitting = 0
-        try:
-            for token_id in token_ids[:_MOST_TAKEN_BACK]:
-                self.advance(token_id)
-                fitting += 1
-        except GenerationFailed:
-            pass
+        for token_id in token_ids[:_MOST_TAKEN_BACK]:
+            if not self.advance_if_allowed(token_id):
+                break
+            fitting += 1
         self.rollback(fitting)
         return fitting
+
+    def advance_if_allowed(self, token_id: int) -> bool:
+        """`advance`, but nothing happens if the token may not come."""
+        held = self._state.held
+        if held is not None and not held.guide.fitting([token_id]):
+            return False
+        try:
+            self.advance(token_id)
+        except GenerationFailed:
+            return False
+        return True
 
     @property
     def is_complete(self) -> bool:
@@ -113,11 +131,11 @@ class PhasedGuide(Guide):
         if count >= len(self._states):
             raise GenerationFailed(f"{count} tokens cannot be taken back")
         for _ in range(count):
-            gone = self._states.pop()
-            before = self._state
-            if gone.held is not None and gone.held is before.held:
-                gone.held.guide.rollback(gone.held.taken - before.taken)
-                gone.held.taken = before.taken
+            self._states.pop()
+        held = self._state.held
+        if held is not None:
+            held.guide.rollback(held.taken - self._state.taken)
+            held.taken = self._state.taken
 
     def copy(self) -> PhasedGuide:
         """At the same place; what came before cannot be taken back in the copy."""
@@ -145,7 +163,9 @@ class PhasedGuide(Guide):
 
     def _entered(self, phase: Phase) -> _State:
         held = _Held(self._begin.copy()) if phase == "held" and self._begin is not None else None
-        return self._thinking(_State(phase)) if phase == "thinking" else _State(phase, held=held)
+        if phase == "thinking":
+            return self._thinking(_State(phase))
+        return _State(phase, "" if self._plan.watches else None, held=held)
 
     def _thinking(self, state: _State) -> _State:
         """The same, or its end if the budget is spent."""
@@ -166,7 +186,7 @@ class PhasedGuide(Guide):
         return self._entered("held" if self._plan.is_guided and self._plan.entry else self._plan.answering)
 
     def _freely(self, state: _State, token_id: int) -> _State:
-        if state.tail is _NO_TEXT:
+        if state.tail is None:
             return state
         text = state.tail + self._plan.text_of(token_id)
         if self._plan.entry and self._plan.is_guided and self._plan.entry in text:
@@ -186,7 +206,7 @@ class PhasedGuide(Guide):
         if any(said.startswith(trigger) for trigger in self._plan.triggers) and self._begin is not None:
             return self._triggered(said, token_id)
         may_come = any(trigger.startswith(said) for trigger in self._plan.triggers)
-        return _State("free", text if may_come else _NO_TEXT)
+        return _State("free", text if may_come else None)
 
     def _triggered(self, text: str, token_id: int) -> _State:
         """A call has begun with `text`, whose last token is this one. If it cannot be one, it is let go on."""
@@ -197,7 +217,7 @@ class PhasedGuide(Guide):
             for each in ids:
                 held.advance(each)
         except GenerationFailed:
-            return _State("free", _NO_TEXT if self._plan.leads else "")
+            return _State("free", None if self._plan.leads else "")
         return _State("held", held=held, taken=held.taken)
 
     def _holding(self, state: _State, token_id: int) -> _State:

@@ -45,6 +45,7 @@ class Plan:
     triggers: tuple[str, ...] = ()
     leads: bool = False
     entry: str = ""
+    eos_ids: frozenset[int] = frozenset()
 
     @property
     def first(self) -> Phase:
@@ -58,12 +59,24 @@ class Plan:
         return "held" if self.is_guided and not self.lazy and not self.entry else "free"
 
     @property
+    def watches(self) -> bool:
+        """Whether anything that may come in the answer changes the phase."""
+        return bool(self.triggers or self.entry or (self.open and self.open_id is None))
+
+    @property
+    def must_go_on(self) -> bool:
+        """The answer may not end before its guidance begins."""
+        return self.is_guided and not self.lazy
+
+    @property
     def longest(self) -> int:
         """Characters of text that must be remembered to see a marker in it."""
         return max(map(len, (self.open, self.close, self.entry, *self.triggers)))
 
 
-def plan_of(form: AnswerFormat, tokenizer: TextTokenizer, is_guided: bool, is_calls: bool) -> Plan:
+def plan_of(
+    form: AnswerFormat, tokenizer: TextTokenizer, eos_ids: frozenset[int], is_guided: bool, is_calls: bool
+) -> Plan:
     """The plan of an answer. `is_calls`: its guidance is the grammar of its tool calls."""
     backend = tokenizer.backend
 
@@ -79,6 +92,7 @@ def plan_of(form: AnswerFormat, tokenizer: TextTokenizer, is_guided: bool, is_ca
         parallel=form.parallel,
         triggers=calls.triggers if calls is not None and form.lazy else (),
         leads=calls is not None and calls.leads,
+        eos_ids=eos_ids,
     )
     if not form.reasoning:
         return plan

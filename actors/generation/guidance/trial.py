@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_serving.actors.errors import InvalidParameter
+from mlx_serving.actors.errors import GuidanceInvalid
 
 if TYPE_CHECKING:
     import llguidance
@@ -21,7 +21,7 @@ _LONGEST_SECONDS = 0.25
 
 
 def try_out(matcher: llguidance.LLMatcher, field: str, mask_words: int) -> None:
-    """Raise InvalidParameter if nothing can be said, or following becomes too much within a few tokens.
+    """Raise GuidanceInvalid if nothing can be said, or following becomes too much within a few tokens.
 
     `mask_words` is the length of a mask. Walks over copies; what they compute stays known to the original.
     """
@@ -53,4 +53,4 @@ def _explain(matcher: llguidance.LLMatcher, field: str) -> NoReturn:
 
 
 def _refuse(field: str, problem: str) -> NoReturn:
-    raise InvalidParameter(f"{field}: {problem}", field=field)
+    raise GuidanceInvalid(f"{field}: {problem}", field=field)

@@ -12,6 +12,7 @@ from concurrent import futures
 import mlx.core as mx
 
 from mlx_serving.actors.errors import ServingError
+from mlx_serving.actors.generation.guidance.beginning import begin_guide
 from mlx_serving.actors.generation.guidance.compiler import GuideCompiler
 from mlx_serving.actors.generation.guidance.guide import Guide
 from mlx_serving.actors.generation.guidance.masks import fill_draft_masks, fill_masks, new_masks
@@ -30,12 +31,14 @@ class Guiding:
         """`vocab_size` is the width of the logits."""
         self._matchers = Matchers(tokenizer, eos_ids, vocab_size)
         self._compiler = GuideCompiler(self._matchers, settings.compile_seconds, settings.cached)
+        self._tokenizer = tokenizer
+        self._eos_ids = eos_ids
         self._awaited: list[Row] = []
 
     def begin(self, row: Row) -> None:
         """Have its guide made, if it wants one. Until then the row is prefilled but does not join the batch."""
-        if row.sequence.guidance is not None:
-            row.awaited_guide = self._compiler.start(row.sequence.guidance)
+        row.awaited_guide = begin_guide(row.sequence, self._compiler, self._tokenizer, self._eos_ids)
+        if row.awaited_guide is not None:
             self._awaited.append(row)
 
     def arrived(self) -> list[tuple[Row, ServingError]]:
@@ -69,7 +72,7 @@ class Guiding:
         A row whose guide cannot go on has its `failure` set, and may say anything.
         """
         guides = [active_guide(row) for row in rows]
-        if not any(guides):
+        if not any(guide is not None and guide.restricts for guide in guides):
             return None
         masks = new_masks(len(rows), self._matchers.width)
         fill_masks(guides, masks)
@@ -90,8 +93,8 @@ class Guiding:
 
 
 def active_guide(row: Row) -> Guide | None:
-    """The guide of what the row says next, if anything holds it."""
-    return None if row.guide is None or row.is_gone or row.answer.is_thinking else row.guide
+    """The row's guide, if it has one and goes on."""
+    return None if row.guide is None or row.is_gone else row.guide
 
 
 def advance(row: Row, token_id: int) -> bool:
