@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import attrs
 import mlx.core as mx
 
+from mlx_serving.actors.generation.mlx_engine import draw_kernel
 from mlx_serving.actors.generation.mlx_engine.penalties import Adjustments, History
 from mlx_serving.actors.messages.values import Sampling
 
@@ -92,21 +93,44 @@ class Draw:
     """The draw of a fixed list of rows, as a function of logits and uniform numbers."""
 
     def __init__(self, parameters: Sequence[Sampling]) -> None:
+        self._parameters = parameters
         is_random = [each.temperature > 0 for each in parameters]
         self.is_greedy = not any(is_random)
         self._greedy = None if all(is_random) else mx.array([not each for each in is_random])
         self._inverse_temperature = _column([1.0 / (each.temperature or 1.0) for each in parameters])
         self._min_p = _column([each.min_p for each in parameters]) if any(p.min_p for p in parameters) else None
         self._order = _order(parameters)
+        self._limits = mx.array([each.top_k for each in parameters], dtype=mx.int32)
+        self._masks = _MaskBits()
 
-    def __call__(self, logits: mx.array, uniform: Sequence[float]) -> mx.array:
-        """Token ids [rows] from logits [rows, vocabulary]; `uniform` is not looked at if every row is greedy."""
+    def __call__(self, logits: mx.array, uniform: Sequence[float], masks: mx.array | None = None) -> mx.array:
+        """Token ids [rows] from logits [rows, vocabulary]; `uniform` is not looked at if every row is greedy.
+
+        `masks`, if any, are [rows, ceil(vocabulary / 32)] of uint32 with a bit for each token that may be drawn.
+        """
+        if self.is_greedy and masks is None:
+            return mx.argmax(logits, axis=-1)
+        if draw_kernel.is_chosen():
+            return draw_kernel.draw(logits, masks, self._numbers(uniform), self._limits)
+        if masks is not None:
+            logits = self._masks.apply(logits, masks)
         if self.is_greedy:
             return mx.argmax(logits, axis=-1)
         scaled = logits.astype(mx.float32) * self._inverse_temperature
         weights = mx.exp(scaled - mx.max(scaled, axis=-1, keepdims=True))
         tokens = _pick(self._filtered(weights), _column(uniform))
         return tokens if self._greedy is None else mx.where(self._greedy, mx.argmax(logits, axis=-1), tokens)
+
+    def _numbers(self, uniform: Sequence[float]) -> mx.array:
+        """What the kernel takes, [rows, 4]."""
+        drawn = uniform if len(uniform) else [0.0] * len(self._parameters)
+        return mx.array(
+            [
+                [1.0 / each.temperature if each.temperature else 0.0, each.top_p, each.min_p, number]
+                for each, number in zip(self._parameters, drawn, strict=True)
+            ],
+            dtype=mx.float32,
+        )
 
     def _filtered(self, weights: mx.array) -> mx.array:
         """Weights of what top-k, top-p and min-p drop become 0; the most probable token has weight 1."""
@@ -123,16 +147,13 @@ class Sampler:
         self._draw = Draw([row.parameters for row in rows])
         self._wide_draws: dict[int, Draw] = {}
         self._adjustments = Adjustments.of([(row.parameters, row.history) for row in rows])
-        self._masks = _MaskBits()
 
     def __call__(self, logits: mx.array, masks: mx.array | None = None) -> mx.array:
-        """Token ids [rows] from logits [rows, vocabulary]. `masks`, if any, are [rows, vocabulary / 32] of uint32
-        with a bit for each token that may be drawn."""
+        """Token ids [rows] from logits [rows, vocabulary] and masks as `Draw` takes them."""
         if self._adjustments is not None:
             logits = self._adjustments.apply(logits)
-        if masks is not None:
-            logits = self._masks.apply(logits, masks)
-        tokens = self._draw(logits, () if self._draw.is_greedy else [row.uniform() for row in self._rows])
+        uniform = () if self._draw.is_greedy else [row.uniform() for row in self._rows]
+        tokens = self._draw(logits, uniform, masks)
         if self._adjustments is not None:
             self._adjustments.record(tokens)
         for row in self._rows:
@@ -149,13 +170,12 @@ class Sampler:
         if self._adjustments is not None:
             logits = self._adjustments.apply_ahead(logits, drafts)
         logits = logits.reshape(rows * width, vocab_size)
-        if masks is not None:
-            logits = self._masks.apply(logits, masks.reshape(rows * width, -1))
         if width not in self._wide_draws:
             self._wide_draws[width] = Draw([row.parameters for row in self._rows for _ in range(width)])
         draw = self._wide_draws[width]
         uniform = () if draw.is_greedy else [row.uniform(place) for row in self._rows for place in range(width)]
-        return draw(logits, uniform).reshape(rows, width)
+        flat = None if masks is None else masks.reshape(rows * width, -1)
+        return draw(logits, uniform, flat).reshape(rows, width)
 
     def advance(self, tokens: mx.array, counts: Sequence[int]) -> None:
         """The rows have said the first `counts` [rows] of tokens [rows, width]."""

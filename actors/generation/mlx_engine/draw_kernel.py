@@ -1,0 +1,257 @@
+"""One kernel that draws the next token of every row, from one source for CUDA and Metal.
+
+A group of threads takes one row. It computes what `sampling.Draw` computes by MLX's own operations, without sorting:
+the thresholds of top-k and top-p are found by a search over the bit patterns of the weights, which order as the
+weights do, with seven probes a pass. Sums are taken in a fixed order, so a row draws the same whatever is beside it.
+On Metal it has not been run; there it is used only where `generation.sampler_kernel` is `on`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import mlx.core as mx
+
+THREADS = 1024
+
+_CUDA = r"""
+#define FUNCTION __device__ inline
+#define SHARED __shared__
+#define SHARED_POINTER(T) T*
+#define BARRIER() __syncthreads()
+#define LANE_XOR(x, step) __shfl_xor_sync(0xffffffff, x, step)
+#define LANE_UP(x, step) __shfl_up_sync(0xffffffff, x, step)
+#define LANE_READ(x, lane) __shfl_sync(0xffffffff, x, lane)
+#define BITS_OF(x) __float_as_uint(x)
+#define FLOAT_OF(x) __uint_as_float(x)
+#define ROW int(blockIdx.x)
+#define THREAD int(threadIdx.x)
+#define EXP(x) __expf(x)
+#define WORD unsigned int
+"""
+
+_METAL = r"""
+#define FUNCTION inline
+#define SHARED threadgroup
+#define SHARED_POINTER(T) threadgroup T*
+#define BARRIER() threadgroup_barrier(metal::mem_flags::mem_threadgroup)
+#define LANE_XOR(x, step) metal::simd_shuffle_xor(x, ushort(step))
+#define LANE_UP(x, step) metal::simd_shuffle_up(x, ushort(step))
+#define LANE_READ(x, lane) metal::simd_shuffle(x, ushort(lane))
+#define BITS_OF(x) as_type<uint>(x)
+#define FLOAT_OF(x) as_type<float>(x)
+#define ROW int(threadgroup_position_in_grid.x)
+#define THREAD int(thread_position_in_threadgroup.x)
+#define EXP(x) metal::exp(x)
+#define WORD uint
+"""
+
+_FUNCTIONS = r"""
+// The sum over all threads, known to each. `parts` has a place for every warp and one more.
+FUNCTION float group_sum(float x, SHARED_POINTER(float) parts, int lane, int warp, int warps) {
+    for (int step = 16; step > 0; step /= 2) x += LANE_XOR(x, step);
+    BARRIER();
+    if (lane == 0) parts[warp] = x;
+    BARRIER();
+    float all = 0.0f;
+    for (int w = 0; w < warps; ++w) all += parts[w];
+    return all;
+}
+
+FUNCTION float weight_of(float logit, float most, float inverse_temperature) {
+    return EXP((logit - most) * inverse_temperature);
+}
+"""
+
+_SOURCE = r"""
+    constexpr int WARPS = COUNT / 32, PROBES = 7;
+    SHARED float parts[WARPS * PROBES];
+    SHARED float measured[PROBES];
+    SHARED float best_values[WARPS];
+    SHARED int best_ids[WARPS];
+    SHARED int odd_parts[WARPS];
+
+    const int lane = THREAD % 32, warp = THREAD / 32;
+    const size_t base = size_t(ROW) * V;
+    const size_t mask_base = size_t(ROW) * ((V + 31) / 32);
+    const float inverse_temperature = floats[ROW * 4], top_p = floats[ROW * 4 + 1];
+    const float min_p = floats[ROW * 4 + 2], uniform = floats[ROW * 4 + 3];
+    const int top_k = limits[ROW];
+
+    #define IS_ALLOWED(i) (!MASKED || ((masks[mask_base + ((i) >> 5)] >> ((i) & 31)) & 1))
+
+    float most = -INFINITY, raw_most = -INFINITY;
+    int best = V, odd = 0;
+    for (int i = THREAD; i < V; i += COUNT) {
+        const float logit = float(logits[base + i]);
+        odd |= !(logit < INFINITY);
+        raw_most = logit > raw_most ? logit : raw_most;
+        if (logit > most && IS_ALLOWED(i)) { most = logit; best = i; }
+    }
+    odd |= (raw_most == -INFINITY) << 1;
+    for (int step = 16; step > 0; step /= 2) {
+        const float other = LANE_XOR(most, step);
+        const int other_id = LANE_XOR(best, step), other_odd = LANE_XOR(odd, step);
+        if (other > most || (other == most && other_id < best)) { most = other; best = other_id; }
+        // NaN or +inf anywhere; -inf everywhere.
+        odd = ((odd | other_odd) & 1) | (odd & other_odd & 2);
+    }
+    if (lane == 0) { best_values[warp] = most; best_ids[warp] = best; odd_parts[warp] = odd; }
+    BARRIER();
+    odd = 2;
+    for (int w = 0; w < WARPS; ++w) {
+        if (best_values[w] > most || (best_values[w] == most && best_ids[w] < best)) {
+            most = best_values[w];
+            best = best_ids[w];
+        }
+        odd = ((odd | odd_parts[w]) & 1) | (odd & odd_parts[w] & 2);
+    }
+    if (odd || best == V || inverse_temperature == 0.0f) {
+        if (THREAD == 0) tokens[ROW] = best == V ? 0 : best;
+        return;
+    }
+
+    WORD floor_bits = 0;
+    for (int filter = 0; filter < 2; ++filter) {
+        const bool by_count = filter == 0;
+        if (by_count ? top_k <= 0 || top_k >= V : top_p >= 1.0f) continue;
+        float goal = float(top_k);
+        if (!by_count) {
+            float mass = 0.0f;
+            const float floor_now = FLOAT_OF(floor_bits);
+            for (int i = THREAD; i < V; i += COUNT) {
+                const float weight = weight_of(float(logits[base + i]), most, inverse_temperature);
+                if (weight >= floor_now && IS_ALLOWED(i)) mass += weight;
+            }
+            goal = top_p * group_sum(mass, parts, lane, warp, WARPS);
+        }
+        // The largest weight such that it and all above it still reach the goal.
+        WORD low = floor_bits, high = BITS_OF(1.0f) + 1;
+        while (high - low > 1) {
+            const WORD stride = (high - low) / (PROBES + 1) > 0 ? (high - low) / (PROBES + 1) : 1;
+            float sums[PROBES];
+            for (int j = 0; j < PROBES; ++j) sums[j] = 0.0f;
+            for (int i = THREAD; i < V; i += COUNT) {
+                const float weight = weight_of(float(logits[base + i]), most, inverse_temperature);
+                if (weight < FLOAT_OF(low + stride) || !IS_ALLOWED(i)) continue;
+                for (int j = 0; j < PROBES; ++j) {
+                    if (weight >= FLOAT_OF(low + (j + 1) * stride)) sums[j] += by_count ? 1.0f : weight;
+                }
+            }
+            for (int j = 0; j < PROBES; ++j) {
+                for (int step = 16; step > 0; step /= 2) sums[j] += LANE_XOR(sums[j], step);
+            }
+            BARRIER();
+            if (lane == 0) {
+                for (int j = 0; j < PROBES; ++j) parts[j * WARPS + warp] = sums[j];
+            }
+            BARRIER();
+            if (THREAD < PROBES) {
+                float all = 0.0f;
+                for (int w = 0; w < WARPS; ++w) all += parts[THREAD * WARPS + w];
+                measured[THREAD] = all;
+            }
+            BARRIER();
+            WORD next_low = low, next_high = high;
+            for (int j = 0; j < PROBES; ++j) {
+                const WORD probe = low + (j + 1) * stride;
+                if (probe >= high) break;
+                if (measured[j] >= goal) { next_low = probe; } else { next_high = probe; break; }
+            }
+            low = next_low;
+            high = next_high;
+        }
+        floor_bits = low;
+    }
+    const float found = FLOAT_OF(floor_bits);
+    const float least = found > min_p ? found : min_p;
+
+    // Each warp sums a run of ids; the one that the drawn number falls into is searched id by id.
+    const int run = ((V + WARPS - 1) / WARPS + 31) / 32 * 32;
+    const int begin = warp * run, end = begin + run < V ? begin + run : V;
+    float mass = 0.0f;
+    for (int i = begin + lane; i < end; i += 32) {
+        const float weight = weight_of(float(logits[base + i]), most, inverse_temperature);
+        if (weight >= least && weight > 0.0f && IS_ALLOWED(i)) mass += weight;
+    }
+    const float total = group_sum(mass, parts, lane, warp, WARPS);
+    const float target = uniform * total;
+    float before = 0.0f, chosen_before = 0.0f;
+    int chosen = 0;
+    for (int w = 0; w < WARPS; ++w) {
+        if (parts[w] > 0.0f) {
+            chosen = w;
+            chosen_before = before;
+            if (before + parts[w] > target) break;
+        }
+        before += parts[w];
+    }
+    if (warp != chosen) return;
+    before = chosen_before;
+    int drawn = V, latest = 0;
+    for (int first = begin; first < end && drawn == V; first += 32) {
+        const int i = first + lane;
+        float weight = 0.0f;
+        if (i < end && IS_ALLOWED(i)) {
+            weight = weight_of(float(logits[base + i]), most, inverse_temperature);
+            if (weight < least) weight = 0.0f;
+        }
+        float reached = weight;
+        for (int step = 1; step < 32; step *= 2) {
+            const float other = LANE_UP(reached, step);
+            if (lane >= step) reached += other;
+        }
+        drawn = weight > 0.0f && before + reached > target ? i : V;
+        int last = weight > 0.0f ? i : 0;
+        for (int step = 16; step > 0; step /= 2) {
+            const int other = LANE_XOR(drawn, step), other_last = LANE_XOR(last, step);
+            drawn = other < drawn ? other : drawn;
+            last = other_last > last ? other_last : last;
+        }
+        latest = last > latest ? last : latest;
+        before += LANE_READ(reached, 31);
+    }
+    if (lane == 0) tokens[ROW] = drawn < V ? drawn : latest;
+"""
+
+
+@functools.cache
+def _kernel() -> Any:
+    names = {"input_names": ["logits", "masks", "floats", "limits"], "output_names": ["tokens"]}
+    if mx.cuda.is_available():
+        return mx.fast.cuda_kernel(name="draw_tokens", source=_SOURCE, header=_CUDA + _FUNCTIONS, **names)
+    return mx.fast.metal_kernel(name="draw_tokens", source=_SOURCE, header=_METAL + _FUNCTIONS, **names)
+
+
+_chosen = False
+
+
+def choose(setting: str) -> None:
+    """Whether this process draws by the kernel: `on`, `off`, or `auto`, which is on CUDA alone."""
+    global _chosen
+    runs = mx.cuda.is_available() or (setting == "on" and mx.metal.is_available())
+    _chosen = setting != "off" and bool(runs)
+
+
+def is_chosen() -> bool:
+    return _chosen
+
+
+def draw(logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.array) -> mx.array:
+    """Token ids [rows] uint32 from logits [rows, vocabulary]; any where these are not finite or all masked out.
+
+    `masks` [rows, ceil(vocabulary / 32)] uint32 has a bit for each token that may be drawn. `floats` [rows, 4] are
+    1 / temperature (0: greedy), top-p, min-p and the uniform number in [0, 1); `limits` [rows] int32 is top-k (0: none).
+    """
+    rows, vocab_size = logits.shape
+    (tokens,) = _kernel()(
+        inputs=[logits, mx.zeros(1, dtype=mx.uint32) if masks is None else masks, floats, limits],
+        template=[("T", logits.dtype), ("V", vocab_size), ("COUNT", THREADS), ("MASKED", masks is not None)],
+        grid=(rows * THREADS, 1, 1),
+        threadgroup=(THREADS, 1, 1),
+        output_shapes=[(rows,)],
+        output_dtypes=[mx.uint32],
+    )
+    drawn: mx.array = tokens
+    return drawn
