@@ -14,8 +14,8 @@ from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
 
 
-def loaded(record: ModelRecord, settings: Generation | None = None) -> MlxEngine:
-    engine = MlxEngine(record, settings or Generation(max_rows=8), TextTokenizer.load(record.path))
+def loaded(record: ModelRecord, settings: Generation | None = None, draft: ModelRecord | None = None) -> MlxEngine:
+    engine = MlxEngine(record, settings or Generation(max_rows=8), TextTokenizer.load(record.path), draft=draft)
     engine.load()
     return engine
 

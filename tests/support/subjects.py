@@ -55,15 +55,15 @@ class Subject:
         return Stopping(max_tokens=self.tokens, ignore_eos=True)
 
     @contextmanager
-    def engine(self, **settings: Any) -> Iterator[MlxEngine]:
+    def engine(self, draft: ModelRecord | None = None, **settings: Any) -> Iterator[MlxEngine]:
         """An engine with these settings. Without any it is one and the same until somebody fails with it.
 
         It computes everything anew unless they say something of the prefix cache.
         """
-        engine = None if settings else self._shared
+        engine = None if settings or draft else self._shared
         if engine is None:
-            engine = loaded(self.record, Generation(**{**_DEFAULTS, **self.settings, **settings}))
-        if not settings:
+            engine = loaded(self.record, Generation(**{**_DEFAULTS, **self.settings, **settings}), draft)
+        if not (settings or draft):
             self._shared = engine
         try:
             yield engine
