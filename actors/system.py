@@ -20,6 +20,7 @@ from mlx_serving.actors.errors import ServingError, StartupFailed
 from mlx_serving.actors.generation.engine import Engine
 from mlx_serving.actors.messages.admission import DrainStarted
 from mlx_serving.actors.messages.supervision import LiveSetting, SettingsChanged, Stop
+from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.supervisor import END_SECONDS, Supervisor
 from mlx_serving.actors.transport import Attachment, Bus
 from mlx_serving.config.fields import fields, flatten
@@ -79,7 +80,26 @@ def _engine(order: Order) -> Engine:
         settings = attrs.evolve(settings, prefix_cache=cache)
     adapters = AdapterStore(order.home, order.settings.models.adapters)
     tokenizer = TextTokenizer.load(record.path)
-    return MlxEngine(record, settings, tokenizer, find_adapter=lambda identity: adapters.open(record, identity))
+    return MlxEngine(
+        record,
+        settings,
+        tokenizer,
+        find_adapter=lambda identity: adapters.open(record, identity),
+        draft=_draft(order),
+    )
+
+
+def _draft(order: Order) -> ModelRecord | None:
+    """The draft model, if the replica's is the default model: that is the one it is for."""
+    from mlx_serving.actors.models.store import ModelStore
+
+    models, speculation = order.settings.models, order.settings.generation.speculation
+    if not speculation.draft_model or speculation.mode not in ("draft", "auto"):
+        return None
+    store, trusted = ModelStore(order.home), [Path(folder).expanduser() for folder in models.trusted_folders]
+    if str(store.resolve(models.default, trusted).path) != order.model_path:
+        return None
+    return store.resolve(speculation.draft_model, trusted)
 
 
 ACTORS: dict[str, Callable[[Order], Actor]] = {

@@ -11,8 +11,17 @@ from mlx_serving.frontends.cli.progress import watched
 
 
 def ensure_stored(settings: Settings, home: Path) -> None:
-    """Fetch the default model if it is not here; ModelNotFound with near names if it cannot be fetched."""
-    name, store = settings.models.default, ModelStore(home)
+    """Fetch the default model and its draft model if they are not here.
+
+    ModelNotFound with near names if one cannot be fetched.
+    """
+    for name in (settings.models.default, settings.generation.speculation.draft_model):
+        if name:
+            _ensure_stored(name, settings, home)
+
+
+def _ensure_stored(name: str, settings: Settings, home: Path) -> None:
+    store = ModelStore(home)
     try:
         store.resolve(name, [Path(folder) for folder in settings.models.trusted_folders])
     except ModelNotFound:

@@ -10,7 +10,7 @@ from mlx_serving.config.load import settings_file
 from mlx_serving.config.schema import Settings
 from mlx_serving.frontends.cli.console import out, table, warn
 from mlx_serving.frontends.cli.fetching import ensure_stored
-from mlx_serving.frontends.cli.sources import Sources, configured, model_name
+from mlx_serving.frontends.cli.sources import DRAFT_MODEL, Sources, configured, model_name
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -20,6 +20,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 @click.option("--host", help="Address to bind; 127.0.0.1 unless configured.")
 @click.option("--port", type=int, help="Port to bind; 8080 unless configured, 0 picks a free one.")
 @click.option("--api-key", help="Key that requests must carry; better kept in MLX_SERVING__HTTP__API_KEY.")
+@click.option("--draft-model", type=model_name, help="Small model of the same vocabulary that proposes tokens.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level logged.")
 @configured
 @click.pass_context
@@ -29,6 +30,7 @@ def serve(
     host: str | None,
     port: int | None,
     api_key: str | None,
+    draft_model: str | None,
     log_level: str | None,
     sources: Sources,
 ) -> None:
@@ -41,7 +43,13 @@ def serve(
     from mlx_serving.frontends.serve import Watch
     from mlx_serving.frontends.serve import serve as serve_until_stopped
 
-    flags = {"http.host": host, "http.port": port, "http.api_key": api_key, "telemetry.log_level": log_level}
+    flags = {
+        "http.host": host,
+        "http.port": port,
+        "http.api_key": api_key,
+        DRAFT_MODEL: draft_model,
+        "telemetry.log_level": log_level,
+    }
     settings = sources.load_for(model, flags).settings
     _caution(settings, sources)
     ensure_stored(settings, sources.home)

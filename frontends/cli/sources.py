@@ -16,6 +16,8 @@ from mlx_serving.config.home import serving_home
 from mlx_serving.config.load import Loaded, load_settings
 from mlx_serving.config.values import WrongValue, parse
 
+DRAFT_MODEL = "generation.speculation.draft_model"
+
 
 def home_folder() -> Path:
     """The home folder that the environment names."""
@@ -43,13 +45,14 @@ class Sources:
     def load_for(self, model: str | None, overrides: Mapping[str, object] | None = None) -> Loaded:
         """Settings with `model` as the default one, without the adapter in `model:adapter`.
 
-        A folder named on the command line is trusted by that.
+        Folders named on the command line are trusted by that.
         """
         if model is not None and not model.startswith("/"):
             model = model.partition(":")[0]
         flags = {**(overrides or {}), "models.default": model}
-        if model is not None and model.startswith("/"):
-            flags["models.trusted_folders"] = (*self.load().settings.models.trusted_folders, model)
+        named = [name for name in (model, flags.get(DRAFT_MODEL)) if isinstance(name, str) and name.startswith("/")]
+        if named:
+            flags["models.trusted_folders"] = (*self.load().settings.models.trusted_folders, *named)
         return self.load(flags)
 
 

@@ -49,11 +49,17 @@ class Check:
     rows: tuple[Row, ...]
     tokens: mx.array
     accepted: mx.array
+    logprobs: Logprobs | None
+    """Of the first tokens."""
 
-    def read(self) -> list[list[int]]:
+    def read(self) -> list[list[Reading]]:
         """Wait for the step; each row's tokens, the last of which was not proposed."""
         tokens: Any = mx.concatenate([self.accepted[:, None], self.tokens], axis=1).tolist()
-        return [said[: accepted + 1] for accepted, *said in tokens]
+        logprobs = self.logprobs.read() if self.logprobs is not None else {}
+        said = [[Reading(token) for token in row[: accepted + 1]] for accepted, *row in tokens]
+        for place, logprob in logprobs.items():
+            said[place][0] = Reading(said[place][0].token_id, logprob)
+        return said
 
 
 class Batch:
@@ -104,7 +110,8 @@ class Batch:
     def check(self, drafts: mx.array, counts: Sequence[int], masks: mx.array | None = None) -> Check:
         """The graph of a step in which the first `counts` [rows] of drafts [rows, width - 1] are proposed.
 
-        `reserve` as many tokens as `width` before, and `settle` what of it has come true after.
+        `reserve` as many tokens as `width` before, and `settle` what of it has come true after. Log-probabilities are
+        those of the first token: rows that want them have nothing proposed.
         """
         adapters = [row.adapter for row in self.rows]
         self._adapters.select(adapters)
@@ -116,7 +123,10 @@ class Batch:
         is_accepted = mx.logical_and(tokens[:, :-1] == drafts, is_proposed)
         accepted = mx.cumprod(is_accepted.astype(mx.int32), axis=1).sum(axis=1)
         is_finite = mx.isfinite(mx.max(logits, axis=-1))
-        return Check(tuple(self.rows), mx.where(is_finite, tokens, -1), accepted)
+        logprobs = None
+        if self._asked:
+            logprobs = logprobs_of(logits[:, 0], tokens[:, 0], self._asked, self._parameters)
+        return Check(tuple(self.rows), mx.where(is_finite, tokens, -1), accepted, logprobs)
 
     def settle(self, check: Check, counts: Sequence[int]) -> None:
         """The rows have said the first `counts` [rows] of the check's tokens; forget the others."""

@@ -174,6 +174,9 @@ class MlxEngine:
     def pending(self) -> int:
         return sum(not row.is_paused for row in self._rows.values())
 
+    def grant(self, kv_bytes: int) -> None:
+        self._reuse.resize(self._settings.prefix_cache.share_of(kv_bytes))
+
     def cache_stats(self) -> CacheStats:
         return self._reuse.stats()
 
@@ -366,9 +369,8 @@ class MlxEngine:
         self._checked = checked
         self._keep_pace(self._checked.width)
         for row, said in self._checked.said:
-            for token_id in said:
-                if not row.is_gone:
-                    self._take(row, Reading(token_id))
+            for reading in said:
+                self._take(row, reading)
             tokens += len(said)
         return tokens
 

@@ -18,7 +18,7 @@ from mlx_serving.actors.clock import Clock
 from mlx_serving.actors.generation.mlx_engine.batch import Batch
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.draft_model import DraftModel
-from mlx_serving.actors.generation.mlx_engine.row import Row
+from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
 from mlx_serving.actors.generation.speculation.acceptance import DRAFT_KIND, SharedAcceptance
 from mlx_serving.actors.generation.speculation.costs import StepCosts
@@ -41,7 +41,7 @@ DraftMasks = Callable[[Sequence[Row], Sequence[Sequence[int]], int], mx.array | 
 class Checked:
     """What a checking step gave: each row's tokens, in order, how many were proposed, and accepted of those."""
 
-    said: list[tuple[Row, list[int]]] = attrs.field(factory=list)
+    said: list[tuple[Row, list[Reading]]] = attrs.field(factory=list)
     width: int = 1
     proposed: int = 0
     accepted: tuple[int, ...] = ()
