@@ -218,7 +218,7 @@ _SOURCE = r"""
 
 @functools.cache
 def _kernel() -> Any:
-    names = {"input_names": ["logits", "masks", "floats", "limits"], "output_names": ["tokens"]}
+    names: dict[str, Any] = {"input_names": ["logits", "masks", "floats", "limits"], "output_names": ["tokens"]}
     if mx.cuda.is_available():
         return mx.fast.cuda_kernel(name="draw_tokens", source=_SOURCE, header=_CUDA + _FUNCTIONS, **names)
     return mx.fast.metal_kernel(name="draw_tokens", source=_SOURCE, header=_METAL + _FUNCTIONS, **names)
@@ -242,7 +242,8 @@ def draw(logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.
     """Token ids [rows] uint32 from logits [rows, vocabulary]; any where these are not finite or all masked out.
 
     `masks` [rows, ceil(vocabulary / 32)] uint32 has a bit for each token that may be drawn. `floats` [rows, 4] are
-    1 / temperature (0: greedy), top-p, min-p and the uniform number in [0, 1); `limits` [rows] int32 is top-k (0: none).
+    1 / temperature (0: greedy), top-p, min-p and the uniform number in [0, 1); `limits` [rows] int32
+    is top-k (0: none).
     """
     rows, vocab_size = logits.shape
     (tokens,) = _kernel()(
