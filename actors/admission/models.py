@@ -209,8 +209,10 @@ class Models:
         if caches == self._caches:
             return
         self._caches = caches
+        kept = self._node.settings.generation.prefix_cache.share_of
         for served in self._catalogue:
-            served.cache_bytes = caches.get(served.name)
+            share = caches.get(served.name)
+            served.cache_bytes = None if share is None else share - kept(share)
         self._node.tell("batching", CacheShared(caches))
         self._node.emit(MemoryShared(self._residency.sizes(), self._residency.limit))
 

@@ -18,7 +18,7 @@ from mlx_serving.actors.messages.batching import (
     SequencesEnded,
 )
 from mlx_serving.actors.messages.envelope import Envelope
-from mlx_serving.actors.messages.generation import SequenceAssigned, SequencesDropped
+from mlx_serving.actors.messages.generation import CacheGranted, SequenceAssigned, SequencesDropped
 
 OBSERVE_SECONDS = 0.25
 
@@ -33,6 +33,8 @@ class BatchingActor(Actor):
         self.node = node
         self._scheduler = Scheduler(node.settings.batching.ageing_seconds, node.settings.batching.load_tokens)
         self._dirty = False
+        self._shares: dict[str, int] = {}
+        self._models: dict[str, str] = {}
         self._observed: QueueObserved | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
             SequenceQueued: self._queued,
@@ -93,14 +95,25 @@ class BatchingActor(Actor):
     def _replica_up(self, message: ReplicaUp) -> None:
         if self._scheduler.replica_up(message.replica, message.model.name, message.slots, message.kv_bytes):
             self.node.tell(message.replica, SequencesDropped())
+            self._models[message.replica] = message.model.name
+            self._grant(message.replica, message.model.name)
         self._dirty = True
 
     def _cache_shared(self, message: CacheShared) -> None:
-        self._scheduler.share(message.kv_bytes)
+        self._shares = message.kv_bytes
+        kept = self.node.settings.generation.prefix_cache.share_of
+        self._scheduler.share({model: share - kept(share) for model, share in self._shares.items()})
+        for replica, model in self._models.items():
+            self._grant(replica, model)
         self._dirty = True
+
+    def _grant(self, replica: str, model: str) -> None:
+        if model in self._shares:
+            self.node.tell(replica, CacheGranted(self._shares[model]))
 
     def _replica_down(self, message: ReplicaDown) -> None:
         lost = self._scheduler.replica_down(message.replica)
+        self._models.pop(message.replica, None)
         self.node.forget(message.replica)
         if lost:
             self._lose(message.replica, lost, message.reason)

@@ -29,7 +29,7 @@ from mlx_serving.actors.messages.batching import (
 )
 from mlx_serving.actors.messages.envelope import Envelope
 from mlx_serving.actors.messages.frontend import Refused
-from mlx_serving.actors.messages.generation import SequenceAssigned, SequencesDropped
+from mlx_serving.actors.messages.generation import CacheGranted, SequenceAssigned, SequencesDropped
 from mlx_serving.actors.messages.supervision import ActorReady
 
 RETRY_SECONDS = 0.02
@@ -58,12 +58,14 @@ class GenerationActor(Actor):
             SequencePaused: lambda message: self._engine.pause(message.sequence_id),
             SequenceResumed: lambda message: self._engine.resume(message.sequence_id),
             SequencesDropped: self._dropped,
+            CacheGranted: lambda message: self._engine.grant(message.kv_bytes),
         }
         self._questions: dict[type, Callable[[Any], None]] = {
             CacheStatsRequested: lambda _: None,
             CacheClearRequested: lambda message: self._engine.clear_cache(message.tier),
         }
-        return ActorReady(self.name, os.getpid(), model, limits.slots, limits.kv_bytes, limits.weight_bytes, limits.memory_bytes)
+        held = (limits.slots, limits.kv_bytes, limits.weight_bytes, limits.memory_bytes)
+        return ActorReady(self.name, os.getpid(), model, *held)
 
     def handle(self, envelope: Envelope) -> None:
         if type(envelope.message) in self._questions:

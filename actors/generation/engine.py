@@ -50,7 +50,7 @@ class StepReport:
 
 @attrs.frozen
 class HeldPrefixes:
-    """Which prompt prefixes a cache holds: digests of whole blocks (`actors/prefix_digests.py`), begun from `namespace`.
+    """Which prompt prefixes a cache holds: digests of whole blocks (`actors/prefix_digests.py`) from `namespace` on.
 
     `version` changes whenever `digests` does. `digests` may be the cache's own set: copy what is to be kept.
     """
@@ -98,6 +98,10 @@ class Engine(Protocol):
     @property
     def pending(self) -> int:
         """Sequences that the next step would advance (paused ones do not count)."""
+        ...
+
+    def grant(self, kv_bytes: int) -> None:
+        """Let keys and values take so many bytes from now on: cached prefixes above their share of it go."""
         ...
 
     def cache_stats(self) -> CacheStats:

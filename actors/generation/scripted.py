@@ -122,6 +122,9 @@ class ScriptedEngine:
     def pending(self) -> int:
         return len(self._prefilling) + len(self._decoding)
 
+    def grant(self, kv_bytes: int) -> None:
+        """It has no keys and values."""
+
     def cache_stats(self) -> CacheStats:
         """It keeps no prefixes."""
         return CacheStats(enabled=False)

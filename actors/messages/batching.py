@@ -43,7 +43,10 @@ class SequenceQueued:
 
 @attrs.frozen
 class CacheShared:
-    """How models share the memory for caches from now on: bytes for each replica of a model, by its name."""
+    """How models share the memory for caches from now on: bytes for each replica of a model, by its name.
+
+    They are for rows and cached prefixes together.
+    """
 
     kv_bytes: dict[str, int]
 

@@ -17,5 +17,12 @@ class SequenceAssigned:
 
 
 @attrs.frozen
+class CacheGranted:
+    """Keys and values of rows and prefixes may take so many bytes from now on."""
+
+    kv_bytes: int
+
+
+@attrs.frozen
 class SequencesDropped:
     """Forget every sequence: whoever had asked for them is gone."""

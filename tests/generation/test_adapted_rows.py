@@ -165,3 +165,21 @@ def test_smollm2_with_an_adapter_says_what_mlx_lm_says(smollm2: ModelRecord, tmp
     expected += [mlx_lm_says(smollm2, None, prompt) for prompt in prompts]
     assert driver.ids(ids) == expected
     assert expected[0] != expected[2]
+
+
+def test_cached_prefixes_belong_to_the_adapter_they_were_computed_with(llama: ModelRecord, tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path)
+    first, path = added(store, llama, tmp_path, "first", seed=1)
+    driver = Driver(engine_of(llama, store))
+    prompt = list(b"a prompt that two rows share and a third does not")
+    cached, answers = [], []
+    for identity in ("", first, first, ""):
+        row = driver.submit(prompt, stopping=STOPPING, adapter=identity)
+        driver.run()
+        end = driver.sequences[row].end
+        assert end is not None
+        cached.append(end.cached_tokens)
+        answers.append(driver.sequences[row].ids)
+    assert cached == [0, 0, len(prompt) - 1, len(prompt) - 1]
+    plain, adapted = mlx_lm_says(llama, None, prompt), mlx_lm_says(llama, path, prompt)
+    assert answers == [plain, adapted, adapted, plain]

@@ -168,6 +168,12 @@ class PrefixCache:
         if tier in ("disk", "all") and self._disk is not None:
             self._disk.clear()
 
+    def resize(self, limit_bytes: int) -> None:
+        """Keep to another bound from now on."""
+        self._limit = limit_bytes
+        self._stats = attrs.evolve(self._stats, limit_bytes=limit_bytes)
+        self._make_room(0)
+
     def stats(self) -> CacheStats:
         stats = attrs.evolve(
             self._stats,
@@ -246,7 +252,7 @@ class PrefixCache:
         path = self._index.match(namespace, ids)
         missing = self._index.missing(path, len(ids))
         with self._index.pinned(path):
-            self._make_room(per_token * sum(stop - start for start, stop in missing))
+            self._make_room(per_token * (len(ids) - path.tokens))
             pieces = [Piece(start, stop, self.parts.cut(caches, start, stop)) for start, stop in missing]
             blocks = self._index.insert(path, ids, pieces)
         self._make_room(0)

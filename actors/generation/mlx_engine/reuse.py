@@ -113,6 +113,11 @@ class Reuse:
         if self._cache is not None:
             self._cache.distrust(row.namespace, row.ids)
 
+    def resize(self, limit_bytes: int) -> None:
+        """Bound what is kept in memory by so many bytes from now on."""
+        if self._cache is not None:
+            self._cache.resize(limit_bytes)
+
     def turn(self) -> None:
         """A step went by."""
         if self._cache is not None:
