@@ -56,6 +56,13 @@ class InvalidParameter(CallerError):
     code = "invalid_parameter"
 
 
+class GuidanceInvalid(InvalidParameter):
+    """Answers cannot be held to this schema, expression or grammar; the message names keyword and path."""
+
+    code = "invalid_guidance"
+    rpc_code = -32004
+
+
 class UnsupportedParameter(CallerError):
     """A parameter is unknown or not supported; `field` names it."""
 

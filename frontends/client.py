@@ -64,6 +64,13 @@ class Stream:
             await self._wait()
         return self._accepted
 
+    async def begun(self) -> None:
+        """Wait until there is something to read; raises why there will be nothing."""
+        while not self._deltas and self._result is None:
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+
     @property
     def result(self) -> RequestFinished:
         """Usage and timings; there once the iteration has ended without an error."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 
+import attrs
 import rich_click as click
 
 from mlx_serving.actors.errors import InvalidParameter
 from mlx_serving.actors.messages.admission import GenerationRequested
 from mlx_serving.actors.messages.frontend import Delta, RequestFinished
-from mlx_serving.actors.messages.values import ChatMessage
+from mlx_serving.actors.messages.values import ChatMessage, Guidance
 from mlx_serving.frontends.cli.console import awaited, print_json
 from mlx_serving.frontends.cli.door import any_door
 from mlx_serving.frontends.cli.figures import print_stats
+from mlx_serving.frontends.cli.guidance import guided
 from mlx_serving.frontends.cli.sampling import Drawing, sampled
 from mlx_serving.frontends.cli.session import Session
 from mlx_serving.frontends.cli.sources import Sources, configured
@@ -21,6 +23,7 @@ from mlx_serving.frontends.cli.sources import Sources, configured
 @click.command(cls=click.RichCommand)
 @click.argument("prompt", nargs=-1)
 @sampled
+@guided
 @click.option("--system", help="System message put before the prompt.")
 @click.option("--chat/--raw", default=True, help="Through the chat template (default), or the bare text.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object.")
@@ -29,6 +32,7 @@ from mlx_serving.frontends.cli.sources import Sources, configured
 def generate(
     prompt: tuple[str, ...],
     drawing: Drawing,
+    guidance: Guidance | None,
     system: str | None,
     chat: bool,
     as_json: bool,
@@ -42,7 +46,7 @@ def generate(
     if system is not None and not chat:
         raise click.UsageError("--system needs the chat template: leave --raw out")
     text = _prompt(prompt)
-    request = _request(drawing, text, system, chat)
+    request = attrs.evolve(_request(drawing, text, system, chat), guidance=guidance)
     with any_door(sources, drawing.model) as session:
         model, deltas, result = _stream(session, request, echo=not as_json)
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from types import TracebackType
 
 import attrs
@@ -67,6 +67,13 @@ class Exchange:
         with self._explained():
             answers = [await stream.accepted() for stream in self._streams]
             return answers[0].model
+
+    async def begun(self, seconds: float) -> None:
+        """Wait until every prompt has something to read, at most so long. Raises what failed until then."""
+        with self._explained(), suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for stream in self._streams:
+                    await stream.begun()
 
     async def deliver(self, consume: Consumer) -> None:
         """Hand all deltas to `consume` until every choice has ended. Raises the first stream's failure."""

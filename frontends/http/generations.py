@@ -75,6 +75,9 @@ class Generations:
             try:
                 heading = Heading.of(call, await exchange.accepted(), self._fingerprint)
                 if call.stream:
+                    if call.is_guided:
+                        # What it is held to is compiled first, and may turn out to be impossible.
+                        await exchange.begun(self._heartbeat_seconds)
                     await self._stream(call, heading, exchange, send)
                 else:
                     answer = WholeAnswer(call)

@@ -9,8 +9,9 @@ import orjson
 
 from mlx_serving.actors.errors import CallerError
 from mlx_serving.actors.messages.admission import DetokenizeRequested, GenerationRequested, TokenizeRequested
-from mlx_serving.actors.messages.values import Sampling, Stopping, pack_ids
+from mlx_serving.actors.messages.values import Guidance, Sampling, Stopping, pack_ids
 from mlx_serving.frontends.http import parameters
+from mlx_serving.frontends.http.guidance import guidance
 from mlx_serving.frontends.http.kinds import Object
 from mlx_serving.frontends.http.problems import Problems
 from mlx_serving.frontends.http.tools import tool_use
@@ -40,6 +41,11 @@ class Call:
     def choices(self) -> int:
         return self.n * len(self.requests)
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether its answers are held to something."""
+        return any(request.guidance is not None for request in self.requests)
+
 
 def read_json(body: bytes | bytearray) -> Any:
     """The JSON value of a body. CallerError for no body, malformed JSON, invalid UTF-8 or deep nesting."""
@@ -62,6 +68,7 @@ class Parser:
         problems = Problems()
         given = self.chat_body.check(body, "", problems)
         _check_delivery(given, problems)
+        held_to = guidance(given, problems)
         max_tokens = given.get("max_completion_tokens", given.get("max_tokens"))
         if max_tokens != given.get("max_tokens", max_tokens):
             problems.add("max_completion_tokens", "differs from max_tokens; give one of them")
@@ -70,7 +77,7 @@ class Parser:
         problems.raise_found()
         logprobs = given.get("logprobs", False)
         sampling = _sampling(given, logprobs, given.get("top_logprobs", 0))
-        request = self._request(given, sampling, max_tokens)
+        request = self._request(given, sampling, max_tokens, held_to)
         return _call(given, True, (_with_chat(request, given),), logprobs)
 
     def completion(self, body: Any) -> Call:
@@ -78,16 +85,19 @@ class Parser:
         problems = Problems()
         given = self.completion_body.check(body, "", problems)
         _check_delivery(given, problems)
+        held_to = guidance(given, problems)
         _check_completion(given, problems)
         problems.raise_found()
         logprobs = "logprobs" in given
         sampling = _sampling(given, logprobs, given.get("logprobs", 0))
-        request = self._request(given, sampling, given.get("max_tokens"))
+        request = self._request(given, sampling, given.get("max_tokens"), held_to)
         requests = tuple(_with_prompt(request, prompt) for prompt in given["prompt"])
         echoes = tuple(given["prompt"]) if given.get("echo") else ()
         return _call(given, False, requests, logprobs, echoes)
 
-    def _request(self, given: dict[str, Any], sampling: Sampling, max_tokens: int | None) -> GenerationRequested:
+    def _request(
+        self, given: dict[str, Any], sampling: Sampling, max_tokens: int | None, held_to: Guidance | None
+    ) -> GenerationRequested:
         return GenerationRequested(
             request_id=0,
             model=given.get("model"),
@@ -101,6 +111,7 @@ class Parser:
             window=self._window,
             prediction=_prediction(given),
             speculation=given.get("speculation", True),
+            guidance=held_to,
         )
 
 

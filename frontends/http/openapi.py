@@ -54,8 +54,8 @@ def document(parser: Parser, version: str, *, needs_key: bool) -> dict[str, Any]
 
 
 def _paths(parser: Parser) -> dict[str, Any]:
-    chat = _ruled(parser.chat_body, _STREAM_RULE, _TOP_LOGPROBS_RULE, _LENGTH_RULE)
-    completion = _ruled(parser.completion_body, _STREAM_RULE, _ECHO_RULE, _BEST_OF_RULE)
+    chat = _ruled(parser.chat_body, _STREAM_RULE, _TOP_LOGPROBS_RULE, _LENGTH_RULE, _GUIDANCE_RULE)
+    completion = _ruled(parser.completion_body, _STREAM_RULE, _ECHO_RULE, _BEST_OF_RULE, _GUIDANCE_RULE)
     tokenize = _ruled(parameters.TOKENIZE_BODY, _SOURCE_RULE)
     return {
         "/v1/chat/completions": _post("createChatCompletion", chat, "ChatCompletion", streams=True),
@@ -158,6 +158,7 @@ _TEXT_PROMPT: Schema = {"anyOf": [{"type": "string"}, {"type": "array", "items":
 _STREAM_RULE = (_not_given("stream_options"), {"stream": _TRUE})
 _TOP_LOGPROBS_RULE = (_not_given("top_logprobs"), {"logprobs": _TRUE})
 _LENGTH_RULE = (_not_given("max_completion_tokens"), _not_given("max_tokens"))
+_GUIDANCE_RULE = (_not_given("response_format"), _not_given("structured_outputs"))
 _ECHO_RULE: Rule = ({"echo": _NOT_TRUE}, {"echo": _TRUE, "prompt": _TEXT_PROMPT, **_not_given("logprobs")})
 _BEST_OF_RULE: Rule = (_not_given("best_of"), {"best_of": {"const": 1}, "n": {"enum": [1, None]}})
 _SOURCE_RULE = (

@@ -9,6 +9,7 @@ import attrs
 
 from mlx_serving.actors.messages.values import CACHE_TIERS, PRIORITIES
 from mlx_serving.frontends.http.conversation import MESSAGES, ContentPart, Prompts
+from mlx_serving.frontends.http.guidance import GUIDANCE
 from mlx_serving.frontends.http.kinds import (
     LARGEST_TOKEN_ID,
     AnyOf,
@@ -125,7 +126,6 @@ _REASONING = (
 _NOT_OFFERED_IN_CHAT = {
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "verbosity": (),
@@ -154,6 +154,7 @@ def chat_body(most_choices: int) -> Object:
             *_SAMPLING,
             *_STOPPING,
             *_SPECULATION,
+            *GUIDANCE,
             Parameter("max_completion_tokens", Whole(1, MOST_TOKENS), "Another name of max_tokens."),
             _choices(most_choices),
             Parameter("logprobs", Flag(), "Report the log-probability of every token."),
@@ -180,6 +181,7 @@ def completion_body(most_choices: int) -> Object:
             *_SAMPLING,
             *_STOPPING,
             *_SPECULATION,
+            *GUIDANCE,
             _choices(most_choices),
             Parameter("best_of", Whole(1, most_choices), "Only equal to n."),
             Parameter("logprobs", Whole(0, 5), "Report the tokens' log-probabilities and this many likeliest ones."),

@@ -11,6 +11,7 @@ from mlx_serving.actors.messages.admission import (
     TokenizeRequested,
 )
 from mlx_serving.actors.messages.values import CACHE_TIERS, PRIORITIES, ChatMessage, Sampling, Stopping, pack_ids
+from mlx_serving.frontends.stdio.guidance import guidance
 from mlx_serving.frontends.stdio.parameters import (
     Parameter,
     anything,
@@ -58,7 +59,7 @@ _DELIVERY = (
     Parameter("priority", choice(*PRIORITIES)),
     Parameter("timeout", real(0, 86_400, above=True)),
     Parameter("cache_salt", string(1, 512)),
-    Parameter("guidance", unsupported()),
+    Parameter("guidance", guidance),
     Parameter("draft_model", unsupported()),
 )
 PROGRESS = ("partialResultToken", "progressToken")
@@ -130,6 +131,7 @@ def generation(values: Mapping[str, Any], model: str, window: int) -> Generation
         window=window,
         prediction=values.get("prediction"),
         speculation=values.get("speculation", True),
+        guidance=values.get("guidance"),
         **content,
     )
 

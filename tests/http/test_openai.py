@@ -193,7 +193,6 @@ def test_a_wrong_type_or_value_is_refused_without_coercion(name: str, value: Any
     [
         ("functions", [{"name": "f"}]),
         ("function_call", "f"),
-        ("response_format", {"type": "json_object"}),
         ("service_tier", "flex"),
         ("store", True),
         ("metadata", {"a": "b"}),

@@ -122,6 +122,13 @@ class FakeStream:
             raise self.refusal
         return told.RequestAccepted(0, self.request.model or MODEL.name, 5)
 
+    async def begun(self) -> None:
+        while not self._deltas and not self._finished:
+            if self._error is not None:
+                raise self._error
+            self._news.clear()
+            await self._news.wait()
+
     async def __aiter__(self) -> AsyncIterator[list[told.Delta]]:
         while True:
             if self._deltas:
