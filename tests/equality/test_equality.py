@@ -20,7 +20,7 @@ def _cases() -> list[Any]:
         pytest.param(name, way, marks=pytest.mark.model if name in _REAL else (), id=f"{name}-{way}")
         for name in [*CONFIGURATIONS, *QUANTISED_CACHES, *_REAL]
         for way in WAYS
-        if WAYS[way].suits(name)
+        if name not in WAYS[way].without
     ]
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
 import mlx.core as mx
+from support.eager import eager
 from support.engine_driver import Driver
 from support.subjects import ROWS, Subject
+from support.tiny_models import make_tiny_model
 
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.generation.mlx_engine.prefix_cache import LEAST_TOKENS
-from mlx_serving.actors.messages.values import Sampling, Stopping
-from mlx_serving.config.schema import PrefixCache
+from mlx_serving.actors.messages.values import Sampling, Stopping, pack_ids
+from mlx_serving.config.schema import PrefixCache, Speculation
 
 Answers = list[list[int]]
+_STATES = ("gemma3_text", "mamba2", "lfm2", "falcon_h1", "qwen3_next")
+"""Models whose caches cannot be rolled back: nothing is ever proposed to them."""
+_NOT_DRAFTED = (*_STATES, "smollm2")
 NEIGHBOURS = (
     Sampling(temperature=0.8, top_p=0.9),
     Sampling(top_k=20, seed=4),
@@ -34,11 +40,8 @@ class Way:
 
     answers: Callable[[Subject, MlxEngine], Answers]
     settings: dict[str, Any] = attrs.field(factory=dict)
-    subjects: tuple[str, ...] = ()
-    """The only ones it is for; empty: all."""
-
-    def suits(self, name: str) -> bool:
-        return not self.subjects or name in self.subjects
+    without: tuple[str, ...] = ()
+    """Subjects that it is not for."""
 
     def __call__(self, subject: Subject) -> Answers:
         with subject.engine(**self.settings) as engine:
@@ -153,6 +156,51 @@ def from_disk(subject: Subject, _: MlxEngine) -> Answers:
     return answers
 
 
+def looked_up(subject: Subject, engine: MlxEngine) -> Answers:
+    """Proposals come from the text, and from a prediction that is wrong in the middle; greedy and sampled rows."""
+    eager(engine)
+    driver = Driver(engine)
+    ids = []
+    for prompt, answer in zip(subject.prompts, subject.expected, strict=True):
+        half = len(answer) // 2
+        prediction = pack_ids([*answer[:half], (answer[half] + 1) % 256, *answer[half + 1 :]])
+        ids.append(driver.submit(prompt, stopping=subject.stopping, prediction_ids=prediction))
+        driver.submit(prompt, Sampling(seed=3, top_k=3, frequency_penalty=0.5), subject.stopping)
+    driver.run()
+    _saw_drafts(driver, ids)
+    return driver.ids(ids)
+
+
+def drafted_by_itself(subject: Subject, _: MlxEngine) -> Answers:
+    """The draft model is the model, so that all or nearly all proposals are right."""
+    with subject.engine(draft=subject.record, speculation=Speculation(mode="draft", max_tokens=5)) as engine:
+        return _drafted(subject, eager(engine))
+
+
+def drafted_by_another(subject: Subject, _: MlxEngine) -> Answers:
+    """The draft model is a small random one, so that most proposals are wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        draft = make_tiny_model(Path(folder) / "draft", "llama_4bit", seed=8)
+        with subject.engine(draft=draft, speculation=Speculation(mode="draft", max_tokens=3)) as engine:
+            return _drafted(subject, eager(engine))
+
+
+def _drafted(subject: Subject, engine: MlxEngine) -> Answers:
+    driver = Driver(engine)
+    ids = subject.submit(driver)
+    driver.submit(subject.prompts[0], Sampling(seed=5, temperature=0.7), subject.stopping)
+    driver.run()
+    _saw_drafts(driver, ids)
+    return driver.ids(ids)
+
+
+def _saw_drafts(driver: Driver, ids: list[int]) -> None:
+    """A way to speculate that never does would prove nothing."""
+    ends = [driver.sequences[each].end for each in ids]
+    drafted = sum(end.drafts.accepted + end.drafts.rejected for end in ends if end is not None)
+    assert drafted
+
+
 WAYS = {
     "alone": Way(alone),
     "together": Way(together),
@@ -162,10 +210,14 @@ WAYS = {
     "each step read before the next": Way(from_one_to_many_to_one, {"pipeline_depth": 0}),
     "two steps ahead": Way(from_one_to_many_to_one, {"pipeline_depth": 2}),
     "three steps ahead": Way(together, {"pipeline_depth": 3}),
-    "without a prefix cache": Way(together, {"prefix_cache": PrefixCache(enabled=False)}),
     "from the prefix cache": Way(from_memory, {"prefix_cache": PrefixCache()}),
     "from short blocks of the prefix cache": Way(from_memory, {"prefix_cache": PrefixCache(block_tokens=16)}),
     "after prompts that begin alike": Way(branching, {"prefix_cache": PrefixCache()}),
     "from disk after a restart": Way(from_disk),
+    "speculating from the text": Way(
+        looked_up, {"speculation": Speculation(mode="lookup", max_tokens=6)}, without=_STATES
+    ),
+    "drafted by itself": Way(drafted_by_itself, without=_NOT_DRAFTED),
+    "drafted by another": Way(drafted_by_another, without=_NOT_DRAFTED),
     "prefilled in chunks of 16": Way(together, {"prefill_tokens": 16, "max_prefills": 3}),
 }

@@ -8,10 +8,13 @@ import attrs
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
+from mlx_serving.actors.errors import ModelLoadFailed
+
 Slab = Any
 """An array, or the three of a quantised one: values, scales, biases."""
 
 
+_LEAST_GROUP = 32
 _BITS = {"8bit": 8, "4bit": 4}
 
 
@@ -24,10 +27,19 @@ class KvFormat:
 
     @classmethod
     def of(cls, kind: str, head_sizes: set[int]) -> KvFormat:
-        """Of the setting `generation.kv_type`. Groups are as large as the head sizes allow."""
+        """Of the setting `generation.kv_type`. Groups are as large as the head sizes allow.
+
+        Raises ModelLoadFailed where they allow none.
+        """
         if kind == "model":
             return cls()
-        return cls(_BITS[kind], 64 if all(size % 64 == 0 for size in head_sizes) else 32)
+        odd = [size for size in sorted(head_sizes) if size % _LEAST_GROUP]
+        if odd:
+            raise ModelLoadFailed(
+                f"generation.kv_type is {kind}, but this model's heads are of {odd[0]} numbers, no multiple of "
+                f"{_LEAST_GROUP}; `model` keeps them as they are"
+            )
+        return cls(_BITS[kind], 64 if all(size % 64 == 0 for size in head_sizes) else _LEAST_GROUP)
 
     def encoded(self, array: mx.array) -> Slab:
         if self.bits is None:
