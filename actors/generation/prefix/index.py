@@ -123,7 +123,9 @@ class PrefixIndex(Generic[P]):
             self._remove(node)
 
     def clear(self) -> None:
-        """Let everything go."""
+        """Let everything go, at once: no node stays behind in a circle of references."""
+        for siblings in [*self._roots.values(), *(node.children for node in self._nodes)]:
+            siblings.clear()
         self._roots.clear()
         self._nodes.clear()
         self.digests.clear()

@@ -37,7 +37,9 @@ class Recency(Generic[T]):
             heapq.heapify(self._heap)
 
     def forget(self, item: T) -> None:
+        """It is gone. Nothing here holds on to one that was the oldest."""
         del self._ticks[item]
+        self._skip_outdated()
 
     def clear(self) -> None:
         self._ticks.clear()
@@ -47,14 +49,17 @@ class Recency(Generic[T]):
         """The least recently used item of those that may go."""
         kept = []
         found: T | None = None
+        self._skip_outdated()
         while self._heap and found is None:
-            entry = self._heap[0]
-            if self._ticks.get(entry[2]) != entry[0]:
-                heapq.heappop(self._heap)
-            elif may_go(entry[2]):
-                found = entry[2]
+            if may_go(self._heap[0][2]):
+                found = self._heap[0][2]
             else:
                 kept.append(heapq.heappop(self._heap))
+                self._skip_outdated()
         for entry in kept:
             heapq.heappush(self._heap, entry)
         return found
+
+    def _skip_outdated(self) -> None:
+        while self._heap and self._ticks.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)

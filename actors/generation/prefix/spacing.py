@@ -11,19 +11,19 @@ MOST_APART = 2048
 
 
 def checkpoint_offsets(segments: Sequence[int], start: int, end: int, most: int) -> list[int]:
-    """Offsets in (start, end], ascending, of `most` checkpoints at most; the last is `end`.
+    """Offsets in (start, end], ascending, of `most` checkpoints at most; the last is `end`, however near.
 
     `segments` are where messages end. When they are too many, the first one, which is the system prompt's and shared
     most widely, and the last ones stay.
     """
     if end <= start or most < 1:
         return []
-    wanted = [offset for offset in sorted(set(segments)) if start < offset <= end - LEAST_APART]
     chosen: list[int] = []
-    for offset in [*wanted, end]:
+    for offset in [*(each for each in sorted(set(segments)) if start < each < end), end]:
         last = chosen[-1] if chosen else start
         chosen += range(last + MOST_APART, offset - LEAST_APART, MOST_APART)
-        if offset == end or not chosen or offset - chosen[-1] >= LEAST_APART:
+        last = chosen[-1] if chosen else start
+        if offset == end or offset - last >= LEAST_APART:
             chosen.append(offset)
     if len(chosen) <= most:
         return chosen

@@ -93,7 +93,7 @@ def test_checkpoints_are_apart_end_with_the_prompt_and_are_not_too_many(
     if offsets:
         assert offsets[-1] == end
         gaps = [after - before for before, after in pairwise(offsets)]
-        assert all(gap >= LEAST_APART for gap in gaps)
+        assert all(gap >= LEAST_APART for gap in gaps[:-1])
         if len(offsets) < most:
             assert all(gap <= MOST_APART + LEAST_APART for gap in [offsets[0] - start, *gaps])
     else:
@@ -103,4 +103,4 @@ def test_checkpoints_are_apart_end_with_the_prompt_and_are_not_too_many(
 def test_the_system_prompt_and_the_latest_messages_come_first_when_there_are_too_many() -> None:
     assert checkpoint_offsets([100, 200, 300, 400], 0, 500, 3) == [100, 400, 500]
     assert checkpoint_offsets([100, 200, 300, 400], 0, 500, 1) == [500]
-    assert checkpoint_offsets([100, 120, 490], 0, 500, 9) == [100, 500]
+    assert checkpoint_offsets([10, 100, 120, 490], 0, 500, 9) == [100, 490, 500]

@@ -29,6 +29,11 @@ class Tokens:
         return len(self.ids)
 
 
+def rest_of_edge(path: Path[Tokens]) -> Ids:
+    """The whole of an edge counts as used when a part of it is."""
+    return path.nodes[-1].tokens[path.tokens - path.nodes[-1].start :] if path.nodes else ()
+
+
 class Held:
     """The index, and beside it every prefix that should be held with the turn in which it was last used."""
 
@@ -42,16 +47,12 @@ class Held:
         missing = self.index.missing(path, len(ids))
         pieces = [Piece(start, stop, Tokens(ids[start:stop])) for start, stop in missing]
         self.index.insert(path, ids, pieces)
-        self._use(namespace, ids)
+        self._use(namespace, ids if missing else ids + rest_of_edge(path))
 
     def look_up(self, namespace: bytes, ids: Ids) -> Path[Tokens]:
         path = self.index.match(namespace, ids)
         self.index.touch(path)
-        # The whole of an edge counts as used when a part of it is.
-        whole = path.nodes[-1].stop if path.nodes else 0
-        tail = path.nodes[-1].tokens[path.tokens - path.nodes[-1].start :] if path.nodes else ()
-        assert whole == path.tokens + len(tail)
-        self._use(namespace, ids[: path.tokens] + tail)
+        self._use(namespace, ids[: path.tokens] + rest_of_edge(path))
         return path
 
     def shared(self, namespace: bytes, ids: Ids) -> int:

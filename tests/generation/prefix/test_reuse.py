@@ -1,0 +1,271 @@
+"""What rows of an engine take from the prefix cache and leave in it, on small random models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import mlx.core as mx
+import pytest
+from support.engine_driver import Driver, replace_model
+from support.engines import loaded, mlx_lm_greedy
+from support.tiny_models import EOS, make_tiny_model
+
+from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
+from mlx_serving.actors.messages.values import Stopping
+from mlx_serving.actors.models.record import ModelRecord
+from mlx_serving.config.schema import Generation, PrefixCache
+
+TEXT = list(b"a long prompt that is worth keeping, as it is said again and again and never the same")
+EXACT = ("mamba2", "gemma3_text", "qwen3_next")
+"""Models of which some layers are good for one exact prefix only."""
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelRecord]:
+    """A small model by its architecture, made at the first call."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def record(name: str) -> ModelRecord:
+        if not (folder / name).exists():
+            made[name] = attrs.evolve(make_tiny_model(folder / name, name), context_length=4096)
+        return made[name]
+
+    made: dict[str, ModelRecord] = {}
+    return record
+
+
+@contextmanager
+def running(record: ModelRecord, **cache: Any) -> Iterator[tuple[MlxEngine, Driver]]:
+    """An engine with these settings of its prefix cache."""
+    engine = loaded(record, Generation(max_rows=8, prefix_cache=PrefixCache(**cache)))
+    try:
+        yield engine, Driver(engine)
+    finally:
+        engine.close()
+
+
+def say(driver: Driver, prompt: Sequence[int], **fields: Any) -> tuple[list[int], int]:
+    """The answer to a prompt, and how many of its tokens were cached."""
+    said = driver.submit(prompt, **fields)
+    driver.run()
+    end = driver.sequences[said].end
+    assert end is not None, driver.sequences[said].error
+    return driver.sequences[said].ids, end.cached_tokens
+
+
+def test_a_prompt_is_cached_up_to_its_last_token_and_an_answer_as_far_as_it_was_fed(
+    records: Callable[[str], ModelRecord],
+) -> None:
+    with running(records("llama")) as (engine, driver):
+        answer, cached = say(driver, TEXT)
+        assert cached == 0
+        assert say(driver, TEXT) == (answer, len(TEXT) - 1)
+        turn = [*TEXT, *answer, *b"and what then?"]
+        assert say(driver, turn) == (mlx_lm_greedy(engine, turn, 8)[0], len(TEXT) + len(answer) - 1)
+        assert say(driver, [*TEXT[:40], 1, 2, 3])[1] == 40
+        stats = engine.cache_stats()
+        assert (stats.lookups, stats.hits) == (4, 3)
+        assert stats.hit_tokens == 2 * len(TEXT) - 1 + len(answer) - 1 + 40
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_states_are_kept_where_messages_and_the_prompt_and_the_answer_end(
+    records: Callable[[str], ModelRecord], name: str
+) -> None:
+    system, user = TEXT * 2, TEXT[:70]
+    with running(records(name)) as (engine, driver):
+        answer, cached = say(driver, [*system, *user], segments=(len(system), len(system) + len(user)))
+        assert cached == 0
+        other = [*system, *b"something else is asked this time"]
+        assert say(driver, other, segments=(len(system),)) == (mlx_lm_greedy(engine, other, 8)[0], len(system))
+        turn = [*system, *user, *answer, *b"and what then?"]
+        said, cached = say(driver, turn)
+        assert said == mlx_lm_greedy(engine, turn, 8)[0]
+        assert cached in (len(turn) - len(b"and what then?") - 1, len(turn) - len(b"and what then?"))
+        assert say(driver, turn) == (said, len(turn) - 1)
+
+
+def test_ten_turns_of_a_chat_compute_only_what_is_new(records: Callable[[str], ModelRecord]) -> None:
+    conversation: list[int] = []
+    with running(records("llama"), block_tokens=64) as (engine, driver):
+        for turn in range(10):
+            known = len(conversation)
+            conversation = [*conversation, *TEXT, turn]
+            answer, cached = say(driver, conversation)
+            assert cached == max(0, known - 1)
+            conversation = [*conversation, *answer]
+        assert engine.cache_stats().tokens == len(conversation) - 1
+
+
+def test_salts_and_short_prefixes_are_not_shared(records: Callable[[str], ModelRecord]) -> None:
+    with running(records("llama")) as (_, driver):
+        answer, _ = say(driver, TEXT, cache_salt="one")
+        assert say(driver, TEXT, cache_salt="two") == (answer, 0)
+        assert say(driver, TEXT) == (answer, 0)
+        assert say(driver, TEXT, cache_salt="one") == (answer, len(TEXT) - 1)
+        assert say(driver, [*TEXT[:15], 1, 2])[1] == 0
+
+
+def test_choices_of_one_prompt_wait_for_the_first_of_them(records: Callable[[str], ModelRecord]) -> None:
+    prompt = TEXT * 5
+    with running(records("llama")) as (engine, driver):
+        said = [driver.submit(prompt, index=index) for index in range(3)]
+        prefilled = sum(report.prefill_tokens for report in driver.run())
+        assert prefilled == len(prompt) - 1
+        assert driver.ids(said) == [mlx_lm_greedy(engine, prompt, 8)[0]] * 3
+
+
+def test_a_cancelled_row_leaves_what_it_said(records: Callable[[str], ModelRecord]) -> None:
+    with running(records("llama")) as (engine, driver):
+        cancelled = driver.submit(TEXT, stopping=Stopping(max_tokens=50, ignore_eos=True))
+        driver.run_until(cancelled, 6)
+        engine.cancel(cancelled)
+        driver.run()
+        said = driver.sequences[cancelled].ids
+        assert say(driver, [*TEXT, *said, 1])[1] >= len(TEXT) + len(said) - 1
+
+
+def test_rows_that_end_in_a_batch_leave_what_they_said(records: Callable[[str], ModelRecord]) -> None:
+    prompts = [[*TEXT[start:], *TEXT] for start in range(0, 50, 10)]
+    for name in ("llama", *EXACT):
+        with running(records(name)) as (_, driver):
+            said = [
+                driver.submit(prompt, stopping=Stopping(max_tokens=4 + 3 * place, ignore_eos=True))
+                for place, prompt in enumerate(prompts)
+            ]
+            driver.run()
+            for prompt, answer in zip(prompts, driver.ids(said), strict=True):
+                turn = [*prompt, *answer, *b" and more"]
+                assert say(driver, turn)[1] >= len(prompt) + len(answer) - 1, name
+
+
+def test_an_answer_that_ended_by_itself_is_cached_with_its_last_token(records: Callable[[str], ModelRecord]) -> None:
+    for name in ("llama", *EXACT):
+        with running(records(name)) as (_, driver):
+            answer, _ = say(driver, TEXT)
+            stop = Stopping(max_tokens=8, stop_token_ids=(answer[5],), ignore_eos=True)
+            ended, _ = say(driver, TEXT, stopping=stop)
+            assert len(ended) <= 5
+            assert say(driver, [*TEXT, *answer[: len(ended) + 1], EOS, 1])[1] == len(TEXT) + len(ended) + 1, name
+
+
+def test_the_bound_holds_and_the_least_recently_used_goes(records: Callable[[str], ModelRecord]) -> None:
+    limit = 60_000
+    with running(records("llama"), bytes=limit, block_tokens=32) as (engine, driver):
+        say(driver, TEXT)
+        for number in range(12):
+            say(driver, [number, *TEXT])
+            assert say(driver, TEXT)[1] == len(TEXT) - 1
+            assert engine.cache_stats().bytes <= limit
+        assert engine.cache_stats().evicted > 0
+        assert say(driver, [11, *TEXT])[1] == len(TEXT)
+        assert say(driver, [0, *TEXT])[1] < len(TEXT)
+        long = TEXT * 12
+        answer, _ = say(driver, long)
+        assert engine.cache_stats().bytes <= limit
+        again, cached = say(driver, long)
+        assert again == answer
+        assert 0 < cached < len(long) - 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_what_is_kept_takes_the_memory_it_is_counted_with(records: Callable[[str], ModelRecord], name: str) -> None:
+    with running(records(name)) as (engine, driver):
+        say(driver, TEXT)
+        engine.clear_cache("memory")
+        before = mx.get_active_memory()
+        for number in range(10):
+            say(driver, [number, *TEXT * 4], segments=(100, 200))
+        held = mx.get_active_memory() - before
+        engine.clear_cache("memory")
+        assert mx.get_active_memory() - before < held / 10
+        assert engine.cache_stats().bytes == 0
+        assert held < 4_000_000
+
+
+def test_a_warm_prompt_is_prefilled_into_the_cache_and_says_nothing(records: Callable[[str], ModelRecord]) -> None:
+    with running(records("llama")) as (_, driver):
+        assert say(driver, TEXT, stopping=Stopping(max_tokens=0)) == ([], 0)
+        assert say(driver, TEXT, stopping=Stopping(max_tokens=0)) == ([], len(TEXT) - 1)
+        assert say(driver, [*TEXT, 1])[1] == len(TEXT) - 1
+
+
+def test_without_the_cache_nothing_is_kept(records: Callable[[str], ModelRecord]) -> None:
+    with running(records("llama"), enabled=False) as (engine, driver):
+        assert say(driver, TEXT)[0] == say(driver, TEXT)[0]
+        assert not engine.cache_stats().enabled
+        assert engine.held_prefixes() is None
+
+
+class Poisoned:
+    """A model whose next tokens are not finite."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, *arguments: Any, **options: Any) -> mx.array:
+        logits: mx.array = self._model(*arguments, **options)
+        return logits * float("nan")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def test_a_prompt_whose_output_is_not_finite_is_forgotten(records: Callable[[str], ModelRecord]) -> None:
+    with running(records("llama")) as (engine, driver):
+        model = engine._model
+        answer, _ = say(driver, TEXT)
+        replace_model(engine, Poisoned(model))
+        failed = driver.submit([*TEXT, 1, 2, 3])
+        driver.run()
+        error = driver.sequences[failed].error
+        assert error is not None
+        assert "finite" in error.message
+        replace_model(engine, model)
+        assert say(driver, TEXT) == (answer, 0)
+
+
+@pytest.mark.parametrize("name", ["llama", *EXACT])
+def test_a_restarted_engine_reads_what_another_one_wrote(
+    records: Callable[[str], ModelRecord], tmp_path: Path, name: str
+) -> None:
+    prompt, cut = [*TEXT * 3], 200
+    kept = {"directory": str(tmp_path / "prefix"), "block_tokens": 64}
+    with running(records(name), **kept) as (_, driver):
+        answer, _ = say(driver, prompt, segments=(cut,))
+    with running(records(name), **kept) as (engine, driver):
+        assert say(driver, prompt) == (answer, len(prompt) - 1)
+        assert engine.cache_stats().disk_hit_tokens == len(prompt) - 1
+        other = [*prompt[:cut], *b"another end"]
+        assert say(driver, other) == (mlx_lm_greedy(engine, other, 8)[0], cut)
+        engine.clear_cache("disk")
+        assert engine.cache_stats().disk_entries == 0
+        assert say(driver, prompt)[1] == len(prompt) - 1
+    assert list((tmp_path / "prefix").rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "foreign"])
+def test_a_damaged_file_is_counted_and_its_tokens_are_computed(
+    records: Callable[[str], ModelRecord], tmp_path: Path, damage: str
+) -> None:
+    prompt = TEXT * 3
+    kept = {"directory": str(tmp_path / "prefix"), "block_tokens": 64}
+    with running(records("llama"), **kept) as (_, driver):
+        answer, _ = say(driver, prompt)
+    files = sorted((tmp_path / "prefix").rglob("*.safetensors"))
+    for file in files:
+        content = file.read_bytes()
+        if damage == "truncated":
+            file.write_bytes(content[:-100])
+        elif damage == "changed":
+            file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        else:
+            file.write_bytes(content[::-1])
+    with running(records("llama"), **kept) as (engine, driver):
+        assert say(driver, prompt) == (answer, 0)
+        assert engine.cache_stats().dropped > 0
+        assert say(driver, prompt) == (answer, len(prompt) - 1)
