@@ -15,8 +15,12 @@ pytestmark = pytest.mark.integration
 
 SYSTEM = "You answer for the support of a shop that sells bicycles and all that belongs to them. " * 8
 HEADER = "x-anthropic-billing-header: cc_version=2.1.100.7b4; cc_entrypoint=cli; cch={}; \n"
-SETTINGS: dict[str, Any] = {"models__replicas": 2, "models__warm_prompts": "support=@support.txt"}
-BLOCK = 64
+SETTINGS: dict[str, Any] = {
+    "models__replicas": 2,
+    "models__warm_prompts": "support=@support.txt",
+    # Less than a block: an answer that has ended and still counts as running must not decide.
+    "batching__load_tokens": 16,
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def test_a_header_that_changes_at_every_turn_changes_nothing(server: Server) -> 
         answer = ask(server, "Which tyres?", system=HEADER.format(value) + SYSTEM)
         assert answer["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
         assert answer["choices"][0]["message"] == plain["choices"][0]["message"]
-        assert cached(answer) >= cached(plain)
+        assert cached(answer) > 100
 
 
 def test_a_chat_stays_with_the_replica_that_knows_it(server: Server) -> None:
