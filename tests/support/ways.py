@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import attrs
 import mlx.core as mx
 from support.eager import eager
 from support.engine_driver import Driver
+from support.free_guide import only_free_guides
 from support.subjects import ROWS, Subject
 from support.tiny_models import make_tiny_model
 
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.generation.mlx_engine.prefix_cache import LEAST_TOKENS
-from mlx_serving.actors.messages.values import Sampling, Stopping, pack_ids
+from mlx_serving.actors.messages.values import Guidance, Sampling, Stopping, pack_ids
 from mlx_serving.config.schema import PrefixCache, Speculation
 
 Answers = list[list[int]]
@@ -201,6 +203,30 @@ def _saw_drafts(driver: Driver, ids: list[int]) -> None:
     assert drafted
 
 
+def beside_guided_rows(subject: Subject, engine: MlxEngine) -> Answers:
+    """Rows that may say anything, in a batch with rows that must say JSON."""
+    driver = Driver(engine)
+    ids, guided = [], []
+    for prompt in subject.prompts:
+        ids.append(driver.submit(prompt, stopping=subject.stopping))
+        stopping = Stopping(max_tokens=subject.tokens)
+        guided.append(driver.submit(prompt[:30], stopping=stopping, guidance=Guidance("json_object")))
+    driver.run()
+    assert all(driver.sequences[each].text.lstrip()[:1] in ("{", "") for each in guided)
+    return driver.ids(ids)
+
+
+def guided_by_nothing(subject: Subject, engine: MlxEngine) -> Answers:
+    """Rows whose guide lets everything through: masks are made and applied at every step."""
+    is_text = subject.record.vocab_size > 1000
+    with nullcontext() if is_text else only_free_guides():
+        driver = Driver(engine)
+        ids = subject.submit(driver, guidance=Guidance("regex", r"(?s:.*)"))
+        driver.submit(subject.prompts[0], Sampling(seed=1), subject.stopping)
+        driver.run()
+    return driver.ids(ids)
+
+
 WAYS = {
     "alone": Way(alone),
     "together": Way(together),
@@ -219,5 +245,7 @@ WAYS = {
     ),
     "drafted by itself": Way(drafted_by_itself, without=_NOT_DRAFTED),
     "drafted by another": Way(drafted_by_another, without=_NOT_DRAFTED),
+    "beside guided rows": Way(beside_guided_rows),
+    "guided by nothing": Way(guided_by_nothing, {"speculation": Speculation(mode="off")}),
     "prefilled in chunks of 16": Way(together, {"prefill_tokens": 16, "max_prefills": 3}),
 }
