@@ -140,5 +140,9 @@ class PrefixDisk:
     def _hand_over(self) -> None:
         outgoing = self._outgoing.popleft()
         self._outgoing_bytes -= outgoing.payload.nbytes
-        if self.tier.is_on and not outgoing.source.is_void:
+        if not self.tier.is_on or outgoing.source.is_void:
+            return
+        try:
             self.tier.put(outgoing.namespace, outgoing.record())
+        except Exception as error:  # of MLX, whose arrays may fail to reach the host in many ways
+            self.tier.turn_off(error)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx_lm
@@ -20,6 +21,7 @@ from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.prefix_digests import namespace
 from mlx_serving.config.schema import Generation
 
+_log = structlog.get_logger(actor="prefix cache")
 _WORTH_WAITING = 256
 """Tokens that two prompts share from which the second waits for the first to compute them."""
 
@@ -34,13 +36,15 @@ def reuse_for(record: ModelRecord, settings: Generation, new_caches: Callable[[]
     tier = None
     if disk_bytes:
         model = hashlib.blake2b(base, digest_size=16).hexdigest()
-        log = structlog.get_logger(actor="prefix cache")
-        tier = DiskTier(Path(chosen.directory), model, disk_bytes, log.warning)
+        tier = DiskTier(Path(chosen.directory), model, disk_bytes, _log.warning)
     return Reuse(PrefixCache(base, new_caches, limit_bytes, chosen.block_tokens, tier, disk_bytes), base)
 
 
 class Reuse:
-    """Belongs to the engine's thread. Without a cache nothing is taken or left."""
+    """Belongs to the engine's thread. Without a cache nothing is taken or left.
+
+    A cache that fails, as for lack of memory, is given up with a warning: no row fails for it.
+    """
 
     def __init__(self, cache: PrefixCache | None, base: bytes = b"") -> None:
         """Namespaces begin from `base`."""
@@ -72,41 +76,44 @@ class Reuse:
     def begin(self, row: Row) -> None:
         """A row is admitted: take up what is held of its prompt, if the row is not under suspicion."""
         end = len(row.ids) - 1
-        if self._cache is None:
-            return
         prefetch, row.prefetch = row.prefetch, None
-        if not row.is_suspect:
-            hit = self._cache.lookup(row.namespace, row.ids, prefetch)
+        with self._unless_it_fails() as cache:
+            if cache is None:
+                return
+            hit = cache.lookup(row.namespace, row.ids, prefetch) if not row.is_suspect else None
             if hit is not None:
                 row.caches, row.filled = hit.caches(room=end), hit.tokens
                 row.cached_tokens = min(hit.tokens, row.prompt_tokens)
-        row.stops = self._cache.checkpoint_offsets(row.sequence.segments, row.filled, end)
+            row.stops = cache.checkpoint_offsets(row.sequence.segments, row.filled, end)
 
     def advance(self, row: Row) -> None:
         """A row has got further with its prompt: where it stopped for that, keep what it has."""
-        if self._cache is None or row.caches is None or not row.stops or row.filled < row.stops[0]:
+        if row.caches is None or not row.stops or row.filled < row.stops[0]:
             return
         row.stops.pop(0)
-        if not row.is_suspect:
-            self._cache.store(row.namespace, row.ids[: row.filled], row.caches)
+        with self._unless_it_fails() as cache:
+            if cache is not None and not row.is_suspect:
+                cache.store(row.namespace, row.ids[: row.filled], row.caches)
 
     def leave(self, row: Row, view: Callable[[], Caches], is_alone: bool) -> None:
         """A row is about to leave the batch for good; `view` gives its caches. `is_alone`: no other row stays.
 
         States are good for exactly what was fed, whose last tokens may not be known yet: `end` follows then.
         """
-        if self._cache is None or row.is_failed:
-            return
-        caches = view()
-        if row.is_gone or not self._cache.has_states:
-            self._keep(row, caches, wait=not is_alone)
-        else:
-            row.caches = caches
+        with self._unless_it_fails() as cache:
+            if cache is None or row.is_failed:
+                return
+            caches = view()
+            if row.is_gone or not cache.has_states:
+                _keep(cache, row, caches, wait=not is_alone)
+            else:
+                row.caches = caches
 
     def end(self, row: Row) -> None:
         """A row has said its last token; if it is out of the batch, keep what it has."""
-        if self._cache is not None and row.caches is not None:
-            self._keep(row, row.caches, wait=False)
+        with self._unless_it_fails() as cache:
+            if cache is not None and row.caches is not None:
+                _keep(cache, row, row.caches, wait=False)
 
     def distrust(self, row: Row) -> None:
         """A row's output was not finite: what it shared must not be used again."""
@@ -142,13 +149,15 @@ class Reuse:
         if self._cache is not None:
             self._cache.close()
 
-    def _keep(self, row: Row, caches: Caches, wait: bool) -> None:
-        assert self._cache is not None
-        held = self._cache.parts.length(caches)
-        if held is None:
-            held = row.prompt_tokens - 1 + row.sampling.position
-        if held <= len(row.ids) or not self._cache.has_states:
-            self._cache.store(row.namespace, row.ids[:held], caches, wait)
+    @contextmanager
+    def _unless_it_fails(self) -> Iterator[PrefixCache | None]:
+        try:
+            yield self._cache
+        except Exception as error:
+            _log.warning("the prefix cache is given up", reason=f"{type(error).__name__}: {error}")
+            cache, self._cache = self._cache, None
+            if cache is not None:
+                cache.close()
 
     def _computes_for(self, other: Row, row: Row) -> bool:
         """Whether another row is computing a good part of this one's prompt."""
@@ -159,3 +168,12 @@ class Reuse:
             return other.ids[: other.prompt_tokens] == row.ids
         worth = other.cached_tokens + _WORTH_WAITING
         return worth < len(row.ids) and row.ids[:worth] == other.ids[:worth]
+
+
+def _keep(cache: PrefixCache, row: Row, caches: Caches, wait: bool) -> None:
+    """Store what the caches of a row hold of its ids."""
+    held = cache.parts.length(caches)
+    if held is None:
+        held = row.prompt_tokens - 1 + row.sampling.position
+    if held <= len(row.ids) or not cache.has_states:
+        cache.store(row.namespace, row.ids[:held], caches, wait)

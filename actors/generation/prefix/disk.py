@@ -117,6 +117,12 @@ class DiskTier:
         """Wait until everything that was put is on disk; False if that takes longer."""
         return self._do(lambda index: None).wait(seconds)
 
+    def turn_off(self, error: Exception) -> None:
+        """Write no more, and say why; what is there is still read."""
+        if self.is_on:
+            self.is_on = False
+            self._warn(f"the prefix cache no longer writes to {self._folder}: {error}")
+
     def close(self) -> None:
         """Write what is queued, within limits, and end the threads."""
         self._search.shutdown()
@@ -165,7 +171,7 @@ class DiskTier:
         try:
             index = self._open()
         except (OSError, sqlite3.Error) as error:
-            self._turn_off(error)
+            self.turn_off(error)
         while (job := self._jobs.get()) is not None:
             if index is not None:
                 self._run(job, index)
@@ -179,7 +185,7 @@ class DiskTier:
             self.figures = index.figures(self._model)
         except (OSError, sqlite3.Error) as error:
             if "locked" not in str(error):
-                self._turn_off(error)
+                self.turn_off(error)
 
     def _open(self) -> DiskIndex:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -246,8 +252,3 @@ class DiskTier:
         index.remove(entries)
         for entry in entries:
             (self._folder / entry.model / entry.stored.name).unlink(missing_ok=True)
-
-    def _turn_off(self, error: Exception) -> None:
-        if self.is_on:
-            self.is_on = False
-            self._warn(f"the prefix cache no longer writes to {self._folder}: {error}")

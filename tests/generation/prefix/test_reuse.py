@@ -15,6 +15,7 @@ from support.engines import loaded, mlx_lm_greedy
 from support.tiny_models import EOS, make_tiny_model
 
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
+from mlx_serving.actors.generation.mlx_engine.prefix_cache import PrefixCache as PrefixStore
 from mlx_serving.actors.messages.values import Stopping
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation, PrefixCache
@@ -199,6 +200,22 @@ def test_without_the_cache_nothing_is_kept(records: Callable[[str], ModelRecord]
         assert say(driver, TEXT)[0] == say(driver, TEXT)[0]
         assert not engine.cache_stats().enabled
         assert engine.held_prefixes() is None
+
+
+def test_a_cache_that_fails_is_given_up_and_no_row_fails_for_it(
+    records: Callable[[str], ModelRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method in ("lookup", "store"):
+        with running(records("llama")) as (engine, driver):
+
+            def fail(*_: object, **__: object) -> None:
+                raise MemoryError("no room")
+
+            expected = mlx_lm_greedy(engine, TEXT, 8)[0]
+            monkeypatch.setattr(PrefixStore, method, fail)
+            assert say(driver, TEXT) == say(driver, TEXT) == (expected, 0)
+            assert not engine.cache_stats().enabled
+            monkeypatch.undo()
 
 
 class Poisoned:
