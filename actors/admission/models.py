@@ -67,6 +67,7 @@ class Models:
         self._failures: dict[str, tuple[float, ErrorInfo]] = {}
         self._unloads: dict[str, list[Answer]] = {}
         self._caches: dict[str, int] = {}
+        self._memory_shared: MemoryShared | None = None
         self._began = node.clock()
         catalogue.default_name = self._settings.default if self._settings.load_on_demand else None
 
@@ -206,6 +207,10 @@ class Models:
         caches = {name: settings.kv_bytes or share // self._settings.replicas for name, share in shares}
         # The rest is for rows that run.
         caches = {name: share - settings.prefix_cache.share_of(share) for name, share in caches.items()}
+        memory = MemoryShared(self._residency.sizes(), self._residency.limit)
+        if memory != self._memory_shared:
+            self._memory_shared = memory
+            self._node.emit(memory)
         if caches == self._caches:
             return
         self._caches = caches
@@ -214,7 +219,6 @@ class Models:
             share = caches.get(served.name)
             served.cache_bytes = None if share is None else share - kept(share)
         self._node.tell("batching", CacheShared(caches))
-        self._node.emit(MemoryShared(self._residency.sizes(), self._residency.limit))
 
     def _tell_waiting(self, name: str, served: Served | None, error: ErrorInfo | None) -> None:
         self._wanted_at.pop(name, None)

@@ -41,7 +41,6 @@ class AdaptedLayer:
     inputs: int
     outputs: int
     rank: int
-    scale: float
     a: str
     b: str
 
@@ -55,6 +54,8 @@ class AdapterRecord:
     path: Path
     form: Form
     layers: Mapping[str, AdaptedLayer]
+    scale: float
+    """What the product of A and B is multiplied with, in every layer."""
     bytes: int
     fingerprint: str
     """Of the configuration, the tensors' names and shapes, and the time of the last change."""
@@ -87,13 +88,14 @@ def describe_adapter(folder: Path, base: str, name: str, source: str, base_finge
     form = _form(folder)
     weights = folder / FILES[form]
     states = [path.stat() for path in (weights, folder / CONFIG) if path.is_file()]
-    layers, digest = _read(folder, form, tuple((state.st_mtime_ns, state.st_size) for state in states))
+    layers, scale, digest = _read(folder, form, tuple((state.st_mtime_ns, state.st_size) for state in states))
     return AdapterRecord(
         name=name,
         base=base,
         path=folder,
         form=form,
         layers=layers,
+        scale=scale,
         bytes=weights.stat().st_size,
         fingerprint=digest,
         source=source,
@@ -199,7 +201,7 @@ def _number(folder: Path, config: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
-def _layers(folder: Path, form: Form, tensors: Iterable[StoredTensor], scale: float) -> dict[str, AdaptedLayer]:
+def _layers(folder: Path, form: Form, tensors: Iterable[StoredTensor]) -> dict[str, AdaptedLayer]:
     pairs: dict[str, dict[str, StoredTensor]] = {}
     for tensor in tensors:
         found = _NAMES[form].fullmatch(tensor.name)
@@ -208,10 +210,10 @@ def _layers(folder: Path, form: Form, tensors: Iterable[StoredTensor], scale: fl
         pairs.setdefault(found["layer"], {})[found["part"].lower()] = tensor
     if not pairs:
         raise ModelLoadFailed(f"{folder / FILES[form]} holds no layer")
-    return {layer: _layer(folder, form, layer, parts, scale) for layer, parts in pairs.items()}
+    return {layer: _layer(folder, form, layer, parts) for layer, parts in pairs.items()}
 
 
-def _layer(folder: Path, form: Form, layer: str, parts: Mapping[str, StoredTensor], scale: float) -> AdaptedLayer:
+def _layer(folder: Path, form: Form, layer: str, parts: Mapping[str, StoredTensor]) -> AdaptedLayer:
     if layer.endswith(("embed_tokens", "wte", "tok_embeddings")):
         raise ModelLoadFailed(f"{folder / FILES[form]}: an adapted embedding ({layer}) is not supported")
     if set(parts) != {"a", "b"}:
@@ -219,14 +221,19 @@ def _layer(folder: Path, form: Form, layer: str, parts: Mapping[str, StoredTenso
     a, b = (parts[part].shape if form == "mlx-lm" else parts[part].shape[::-1] for part in "ab")
     if a[1] != b[0] or not 0 < a[1] <= _LARGEST_RANK:
         raise ModelLoadFailed(f"{folder / FILES[form]}: the matrices of {layer} have the ranks {a[1]} and {b[0]}")
-    return AdaptedLayer(a[0], b[1], a[1], scale, parts["a"].name, parts["b"].name)
+    return AdaptedLayer(a[0], b[1], a[1], parts["a"].name, parts["b"].name)
 
 
 @functools.lru_cache(maxsize=256)
-def _read(folder: Path, form: Form, states: tuple[tuple[int, int], ...]) -> tuple[Mapping[str, AdaptedLayer], str]:
-    """The layers and the fingerprint; `states` are change times and sizes of the files, which name their contents."""
+def _read(
+    folder: Path, form: Form, states: tuple[tuple[int, int], ...]
+) -> tuple[Mapping[str, AdaptedLayer], float, str]:
+    """The layers, the scale and the fingerprint.
+
+    `states` are change times and sizes of the files, which name their contents.
+    """
     config = _config(folder)
     tensors, header = read_header(folder / FILES[form])
     scale = _mlx_scale(folder, config) if form == "mlx-lm" else _peft_scale(folder, config)
-    layers = MappingProxyType(_layers(folder, form, tensors, scale))
-    return layers, hashlib.sha256(repr((sorted(config.items()), states)).encode() + header).hexdigest()
+    layers = MappingProxyType(_layers(folder, form, tensors))
+    return layers, scale, hashlib.sha256(repr((sorted(config.items()), states)).encode() + header).hexdigest()

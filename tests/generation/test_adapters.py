@@ -93,7 +93,7 @@ def test_rows_of_one_adapter_compute_what_mlx_lm_does(base: ModelRecord, shelf: 
     adapters.select([adapters.acquire("one")] * 4)
     reference = adapted_by_mlx_lm(base, folder)
     assert "lm_head" in reference.keys()  # noqa: SIM118 (a module)
-    assert mx.array_equal(logits(model, PROMPTS), logits(reference, PROMPTS))
+    assert close(logits(model, PROMPTS), logits(reference, PROMPTS))
 
 
 def test_without_a_selected_adapter_nothing_is_computed_anew(base: ModelRecord, shelf: Shelf) -> None:
@@ -175,12 +175,10 @@ def test_an_adapter_for_another_base_is_refused_and_changes_nothing(
     shelf.put("foreign", foreign)
     model = plain(base)
     adapters = Adapters(model, shelf.find, 4)
-    config = (foreign / "adapter_config.json").read_text()
-    assert config
     deeper = describe_adapter(make_adapter(tmp_path / "deep", base.path), base.name, "deep", "")
     layers = {f"model.layers.7.{key}": next(iter(deeper.layers.values())) for key in ATTENTION}
     shelf.records["deep"] = AdapterRecord(
-        "deep", base.name, deeper.path, "mlx-lm", layers, deeper.bytes, "other", deeper.source
+        "deep", base.name, deeper.path, "mlx-lm", layers, 1.0, deeper.bytes, "other", deeper.source
     )
     with pytest.raises(ModelLoadFailed, match="no such layer"):
         adapters.acquire("deep")

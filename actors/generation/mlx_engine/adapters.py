@@ -1,9 +1,11 @@
 """LoRA adapters beside one model: rows with different ones, and with none, share a forward pass.
 
-For every linear layer that some adapter changes, the matrices of all of them stand in two stacks, A [slots, in, rank]
+For every linear layer that some adapter changes, the matrices of all of them stand in two stacks, A [slots, rank, in]
 and B [slots, rank, out], padded with zeros to the largest rank; slot 0 is all zeros and stands for no adapter. `select`
-says which slot each row of the next forward passes takes; while that is 0 for all of them, a layer does what it did
-before. The sum is mlx-lm's: y + (scale (x A) B) in the type of x (Hu et al. 2021, "LoRA").
+says which slot each row of the next forward passes takes. While that is 0 for all of them, a layer does what it did
+before. Where it is the same for all, two small products are added; where it differs, the same two over all slots at
+once, with every row's share of the other slots masked out between them, which needs no copy of a matrix for each row.
+The sum is mlx-lm's: y + scale (x A) B in the type of x (Hu et al. 2021, "LoRA").
 
 An adapted layer keeps its place, its weights and its class, of which it becomes a sub-class: whatever else makes it
 faster goes on to. Adapters are loaded between steps, when a row first names them, and leave when their place is needed
@@ -39,57 +41,67 @@ def no_adapter(name: str) -> AdapterRecord:
 
 @attrs.define(eq=False)
 class _Selection:
-    """`slot` of all rows alike, or, where that is None, `slots` [rows]."""
+    """One `slot` with its `scale` for all rows, or, where `slot` is None, `shares` [rows, 1, slots x rank]: the scale
+    where a column of the stacks is of the row's slot, and 0 elsewhere."""
 
     slot: int | None = NONE
-    slots: mx.array | None = None
+    scale: float = 0.0
+    shares: mx.array | None = None
 
 
 class _Stacks:
-    """The matrices of one layer: `a` [slots, in, rank], `b` [slots, rank, out], `scales` [slots]."""
+    """The matrices of one layer: `a` [slots, rank, in], `b` [slots, rank, out]."""
 
     def __init__(self, selection: _Selection, adapted: AdaptedLayer) -> None:
         self._selection = selection
-        self.a = mx.zeros((1, adapted.inputs, 1))
+        self.a = mx.zeros((1, 1, adapted.inputs))
         self.b = mx.zeros((1, 1, adapted.outputs))
-        self.scales = mx.zeros(1)
 
-    def put(self, slot: int, slots: int, matrices: tuple[mx.array, mx.array] | None, scale: float) -> None:
-        """Fill one of `slots` slots; without matrices it changes nothing in this layer."""
-        rank = self.a.shape[2]
-        if matrices is not None:
-            a, b = matrices
-            rank = max(rank, a.shape[1])
-            kind = a.dtype if self.a.shape[0] == 1 else mx.result_type(a, self.a)
-            self._resize(slots, rank, kind)
-            self.a[slot] = mx.pad(a.astype(kind), [(0, 0), (0, rank - a.shape[1])])
-            self.b[slot] = mx.pad(b.astype(kind), [(0, rank - b.shape[0]), (0, 0)])
-        else:
-            self._resize(slots, rank, self.a.dtype)
+    def put(
+        self, slot: int, shape: tuple[int, int], kind: mx.Dtype, matrices: tuple[mx.array, mx.array] | None
+    ) -> None:
+        """Fill a slot of stacks of `shape` (slots, rank); without matrices it changes nothing in this layer."""
+        self.a, self.b = (_resized(stack, shape, kind) for stack in (self.a, self.b))
+        if matrices is None:
             self.a[slot], self.b[slot] = 0, 0
-        self.scales[slot] = scale
+            return
+        for stack, matrix in zip((self.a, self.b), matrices, strict=True):
+            stack[slot] = mx.pad(matrix.astype(kind), [(0, shape[1] - matrix.shape[0]), (0, 0)])
 
-    def _resize(self, slots: int, rank: int, kind: mx.Dtype) -> None:
-        more, wider = slots - self.a.shape[0], rank - self.a.shape[2]
-        self.a = mx.pad(self.a.astype(kind), [(0, more), (0, 0), (0, wider)])
-        self.b = mx.pad(self.b.astype(kind), [(0, more), (0, wider), (0, 0)])
-        self.scales = mx.pad(self.scales, [(0, more)])
+    def finish(self) -> list[mx.array]:
+        """Prepare the views of the stacks; the arrays to evaluate."""
+        self._each = [(self.a[slot].T, self.b[slot]) for slot in range(self.a.shape[0])]
+        self._all = (self.a.reshape(-1, self.a.shape[2]).T, self.b.reshape(-1, self.b.shape[2]))
+        return [*self._all, *(view for views in self._each for view in views)]
 
     def change(self, x: mx.array, y: mx.array) -> mx.array:
         """`y`, the layer's output for `x` [rows, tokens, in] or [rows, in], with the selected adapters' share."""
-        slot, slots = self._selection.slot, self._selection.slots
-        if slot is not None:
-            return y + (self.scales[slot] * ((x @ self.a[slot]) @ self.b[slot])).astype(x.dtype)
-        assert slots is not None
-        if x.shape[0] != slots.shape[0]:
-            raise GenerationFailed(f"adapters were chosen for {slots.shape[0]} rows and there are {x.shape[0]}")
-        tokens = x if x.ndim == 3 else x[:, None, :]
-        share = (tokens @ self.a[slots]) @ self.b[slots] * self.scales[slots][:, None, None]
-        return y + share.astype(x.dtype).reshape(y.shape)
+        chosen = self._selection
+        if chosen.slot is not None:
+            a, b = self._each[chosen.slot]
+            return _added(y, x @ a, b, chosen.scale)
+        shares = chosen.shares
+        assert shares is not None
+        if x.shape[0] != shares.shape[0]:
+            raise GenerationFailed(f"adapters were chosen for {shares.shape[0]} rows and there are {x.shape[0]}")
+        a, b = self._all
+        return _added(y, (x @ a) * (shares if x.ndim == 3 else shares[:, 0]), b, 1.0)
 
     @property
     def is_needed(self) -> bool:
         return self._selection.slot != NONE
+
+
+def _resized(stack: mx.array, shape: tuple[int, int], kind: mx.Dtype) -> mx.array:
+    slots, rank = shape
+    return mx.pad(stack.astype(kind), [(0, slots - stack.shape[0]), (0, rank - stack.shape[1]), (0, 0)])
+
+
+def _added(y: mx.array, z: mx.array, b: mx.array, scale: float) -> mx.array:
+    """y + scale z b, in one operation where the types agree."""
+    if z.dtype == y.dtype:
+        return mx.addmm(y, z, b, alpha=scale)
+    return y + (scale * (z @ b)).astype(y.dtype)
 
 
 @attrs.define(eq=False)
@@ -112,6 +124,9 @@ class Adapters:
         self._selection = _Selection()
         self._stacks: dict[str, _Stacks] = {}
         self._slots: list[_Loaded | None] = [None]
+        self._shape = (1, 1)
+        self._kind: mx.Dtype | None = None
+        self._chosen: list[int] = []
         self._uses = 0
 
     def acquire(self, name: str) -> int:
@@ -144,11 +159,22 @@ class Adapters:
 
     def select(self, slots: Sequence[int]) -> None:
         """The slot of each row of the forward passes that are built from now on."""
-        first = slots[0] if slots else NONE
-        if all(slot == first for slot in slots):
-            self._selection.slot, self._selection.slots = first, None
-        else:
-            self._selection.slot, self._selection.slots = None, mx.array(list(slots), dtype=mx.uint32)
+        chosen = list(slots)
+        if chosen == self._chosen:
+            return
+        self._chosen = chosen
+        first = chosen[0] if chosen else NONE
+        if all(slot == first for slot in chosen):
+            self._selection.slot, self._selection.scale, self._selection.shares = first, self._scale(first), None
+            return
+        count, rank = self._shape
+        scales = [[self._scale(slot) if slot == own else 0.0 for slot in range(count)] for own in chosen]
+        self._selection.slot = None
+        self._selection.shares = mx.repeat(mx.array(scales, dtype=self._kind), rank, axis=1)[:, None]
+
+    def _scale(self, slot: int) -> float:
+        loaded = self._slots[slot]
+        return 0.0 if loaded is None else loaded.record.scale
 
     @property
     def names(self) -> list[str]:
@@ -173,12 +199,18 @@ class Adapters:
             if name not in self._stacks:
                 self._stacks[name] = _Stacks(self._selection, record.layers[name])
                 _adapt(module, self._stacks[name])
+        kinds = [matrix.dtype for matrices in found.values() for matrix in matrices]
+        for kind in kinds:
+            self._kind = kind if self._kind is None else mx.result_type(mx.array(0, kind), mx.array(0, self._kind))
+        self._shape = (len(self._slots), max(self._shape[1], record.rank))
+        assert self._kind is not None
+        views = []
         for name, stacks in self._stacks.items():
-            scale = record.layers[name].scale if name in found else 0.0
-            stacks.put(slot, len(self._slots), found.get(name), scale)
-        started = [(stacks.a, stacks.b, stacks.scales) for stacks in self._stacks.values()]
-        mx.async_eval(started)  # type: ignore[no-untyped-call]
+            stacks.put(slot, self._shape, self._kind, found.get(name))
+            views += stacks.finish()
+        mx.async_eval(views)  # type: ignore[no-untyped-call]
         self._slots[slot] = _Loaded(record)
+        self._chosen = []
         return slot
 
     def _free_slot(self) -> int:
@@ -209,9 +241,9 @@ class Adapters:
 
 
 def _matrices(record: AdapterRecord, adapted: AdaptedLayer, arrays: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
-    """A [in, rank] and B [rank, out]; PEFT stores both the other way round."""
+    """A [rank, in] and B [rank, out]; mlx-lm stores A the other way round, PEFT B."""
     a, b = arrays[adapted.a], arrays[adapted.b]
-    return (a, b) if record.form == "mlx-lm" else (a.T, b.T)
+    return (a.T, b) if record.form == "mlx-lm" else (a, b.T)
 
 
 class _Adapted:
