@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.models.record import ModelRecord, Quantization
-from mlx_serving.actors.models.safetensors_file import StoredTensor, read_header
+from mlx_serving.actors.models.safetensors_file import StoredTensor, read_header, read_samples
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 
 Config = Mapping[str, Any]
@@ -54,7 +54,7 @@ def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
         eos_token_ids=tuple(sorted(tokenizer.eos_token_ids)),
         is_vision="vision_config" in config or "vision_tower" in config,
         has_chat_template=tokenizer.has_chat_template,
-        fingerprint=_fingerprint(raw_config, files, [raw for _, raw in headers]),
+        fingerprint=_fingerprint(raw_config, files, headers),
     )
 
 
@@ -191,9 +191,12 @@ def _kv_bytes(folder: Path, text: Config, item_bytes: int) -> int:
     return 2 * layers * kv_heads * head_dim * item_bytes
 
 
-def _fingerprint(config: bytes, files: Sequence[Path], headers: Sequence[bytes]) -> str:
+def _fingerprint(config: bytes, files: Sequence[Path], headers: Sequence[tuple[list[StoredTensor], bytes]]) -> str:
+    """Names the contents: fine-tunes of one model differ in nothing but the numbers, so some of each tensor count."""
     digest = hashlib.sha256(config)
-    for path, header in zip(files, headers, strict=True):
+    for path, (tensors, header) in zip(files, headers, strict=True):
         digest.update(f"{path.name}:{path.stat().st_size}:{len(header)}:".encode())
         digest.update(header)
+        for sample in read_samples(path, tensors, len(header)):
+            digest.update(sample)
     return digest.hexdigest()

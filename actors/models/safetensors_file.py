@@ -10,7 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import index, itemgetter
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ ITEM_BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 _MAX_HEADER = 100_000_000
+_SAMPLE_BYTES = 256
 
 
 @attrs.frozen
@@ -60,6 +61,19 @@ def read_header(path: Path) -> tuple[list[StoredTensor], bytes]:
     except OSError as error:
         raise _broken(path, str(error)) from error
     return _tensors(path, raw, size - 8 - length), raw
+
+
+def read_samples(path: Path, tensors: Iterable[StoredTensor], header_bytes: int) -> Iterator[bytes]:
+    """Some bytes from the middle of each tensor; as `read_header` lists them. May raise ModelLoadFailed."""
+    position = 8 + header_bytes
+    try:
+        with path.open("rb", buffering=0) as file:
+            for tensor in tensors:
+                file.seek(position + tensor.bytes // 2)
+                yield file.read(min(_SAMPLE_BYTES, tensor.bytes - tensor.bytes // 2))
+                position += tensor.bytes
+    except OSError as error:
+        raise _broken(path, str(error)) from error
 
 
 def _broken(path: Path, what: str) -> ModelLoadFailed:

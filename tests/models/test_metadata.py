@@ -121,6 +121,15 @@ def test_equal_models_have_equal_fingerprints(folder: Path, tiny_folder: Path) -
     assert describe(folder).fingerprint != describe(tiny_folder).fingerprint
 
 
+def test_a_model_of_the_same_shape_with_other_weights_has_another_fingerprint(folder: Path) -> None:
+    before = describe(folder).fingerprint
+    (path,) = folder.glob("*.safetensors")
+    tensors, _ = read_header(path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: -tensors[-1].bytes] + bytes(255 - byte for byte in raw[-tensors[-1].bytes :]))
+    assert describe(folder).fingerprint != before
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
