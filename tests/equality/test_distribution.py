@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from mlx_lm.utils import load_model
 from support import reference_sampler
+from support.eager import eager
 from support.engine_driver import Driver
 from support.engines import loaded
 from support.reference_sampler import Answer, Floats, surprise
@@ -23,7 +24,7 @@ from support.tiny_models import make_tiny_model
 
 from mlx_serving.actors.messages.values import Sampling, Stopping
 from mlx_serving.actors.models.record import ModelRecord
-from mlx_serving.config.schema import Generation
+from mlx_serving.config.schema import Generation, Speculation
 
 PROMPT = list(b"one two one two one")
 TOKENS = 3
@@ -38,7 +39,9 @@ SAMPLINGS = {
     ),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "by default": {},
+    "plain": {"speculation": Speculation(mode="off")},
+    "speculating from the text": {"speculation": Speculation(mode="lookup", max_tokens=2)},
+    "drafted by another model": {"speculation": Speculation(mode="draft", max_tokens=2)},
 }
 """Ways to decode that no distribution may depend on."""
 
@@ -47,6 +50,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def record(tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
     folder: Path = tmp_path_factory.mktemp("models") / "llama"
     return make_tiny_model(folder, "llama")
+
+
+@pytest.fixture(scope="module")
+def draft(tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
+    folder: Path = tmp_path_factory.mktemp("models") / "draft"
+    return make_tiny_model(folder, "llama", seed=8)
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +75,21 @@ def expected(record: ModelRecord) -> dict[str, dict[Answer, float]]:
 
 @pytest.mark.parametrize("way", SETTINGS)
 def test_sampled_answers_follow_the_exact_distribution(
-    record: ModelRecord, expected: dict[str, dict[Answer, float]], way: str
+    record: ModelRecord, draft: ModelRecord, expected: dict[str, dict[Answer, float]], way: str
 ) -> None:
-    engine = loaded(record, Generation(max_rows=128, max_prefills=32, **SETTINGS[way]))
+    settings = Generation(max_rows=128, max_prefills=32, **SETTINGS[way])
+    engine = loaded(record, settings, draft if settings.speculation.mode == "draft" else None)
+    speculates = settings.speculation.mode != "off"
+    if speculates:
+        eager(engine)
     driver = Driver(engine)
     asked: dict[str, list[int]] = {name: [] for name in SAMPLINGS}
     for seed in range(DRAWS):
         for name, sampling in SAMPLINGS.items():
             asked[name].append(driver.submit(PROMPT, _seeded(sampling, seed), Stopping(TOKENS, ignore_eos=True)))
-    driver.run()
+    drafted = sum(report.drafted for report in driver.run())
     engine.close()
+    assert (drafted > DRAWS // 4) == speculates
     for name, ids in asked.items():
         drawn = [tuple(driver.sequences[each].ids) for each in ids]
         assert len(set(drawn)) > 10, name
