@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 def set_threads(count: int) -> None: ...
@@ -8,3 +10,38 @@ def quantized_matmul(
     x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
 ) -> mx.array: ...
 def matmul(x: mx.array, weight: mx.array) -> mx.array: ...
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array: ...
+def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> mx.array: ...
+def swiglu(gate: mx.array, x: mx.array) -> mx.array: ...
+def geglu(gate: mx.array, x: mx.array) -> mx.array: ...
+def rope(
+    x: mx.array,
+    dims: int,
+    traditional: bool,
+    base: float | None,
+    scale: float,
+    offset: mx.array,
+    freqs: mx.array | None,
+) -> mx.array: ...
+def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float, causal: bool) -> mx.array: ...
+def slab_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, lengths: mx.array, scale: float
+) -> mx.array: ...
+def quantized_slab_attention(
+    queries: mx.array,
+    keys: Sequence[mx.array],
+    values: Sequence[mx.array],
+    lengths: mx.array,
+    scale: float,
+    group_size: int,
+    bits: int,
+) -> mx.array: ...
+def attend_in_place(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    slab_keys: mx.array,
+    slab_values: mx.array,
+    lengths: mx.array,
+    scale: float,
+) -> mx.array: ...

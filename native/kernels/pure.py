@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 FLOATING = (mx.float32, mx.float16, mx.bfloat16)
@@ -48,6 +51,177 @@ def matmul(x: mx.array, weight: mx.array) -> mx.array:
         f"x {x.shape} and weight {weight.shape} do not belong together",
     )
     return (x.astype(mx.float32) @ weight.astype(mx.float32).T).astype(x.dtype)
+
+
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in the type that x and weight have in common."""
+    _norm(x, weight)
+    return mx.fast.rms_norm(x, weight, eps)
+
+
+def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float) -> mx.array:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis; weight and bias are of one type."""
+    _norm(x, weight, bias)
+    return mx.fast.layer_norm(x, weight, bias, eps)
+
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """silu(gate) * x, both of one shape and type."""
+    _alike(gate, x)
+    return gate * mx.sigmoid(gate) * x
+
+
+def geglu(gate: mx.array, x: mx.array) -> mx.array:
+    """gelu(gate) * x with the tanh approximation, both of one shape and type."""
+    _alike(gate, x)
+    return 0.5 * gate * (1 + mx.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))) * x
+
+
+def rope(
+    x: mx.array,
+    dims: int,
+    traditional: bool,
+    base: float | None,
+    scale: float,
+    offset: mx.array,
+    freqs: mx.array | None,
+) -> mx.array:
+    """x `[rows, heads, tokens, size]`, of each head the first `dims` elements rotated by its position.
+
+    Positions begin at `offset`, int32, one or a row's each. Either `base` or `freqs` `[dims / 2]` is given.
+    """
+    _floating(x=x)
+    _require(x.ndim == 4, "x must be [rows, heads, tokens, size]")
+    _require(dims > 0 and dims % 2 == 0 and dims <= x.shape[3], "dims must be even and at most the size of a head")
+    _require((base is None) != (freqs is None), "either base or freqs must be given")
+    _require(base is None or base > 0, "base must be positive")
+    _require(
+        offset.dtype == mx.int32 and (offset.size == 1 or offset.shape == (x.shape[0],)),
+        "offset must be int32, one or a row's each",
+    )
+    _require(
+        freqs is None or (freqs.dtype == mx.float32 and freqs.shape == (dims // 2,)),
+        "freqs must be float32 [dims / 2]",
+    )
+    first = offset.reshape(-1)
+    return mx.fast.rope(x, dims, traditional=traditional, base=base, scale=scale, offset=first, freqs=freqs)
+
+
+def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float, causal: bool) -> mx.array:
+    """Attention of queries `[rows, heads, tokens, size]` to keys and values `[rows, kv heads, columns, size]`.
+
+    With `causal` the last query sees all columns and each one before it one less. The size is a multiple of 16.
+    """
+    _slabs(queries, keys, values)
+    _require(keys.shape[0] == queries.shape[0], "keys have other rows than queries")
+    mask = "causal" if causal else None
+    keys, values = keys.astype(queries.dtype), values.astype(queries.dtype)
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+
+def slab_attention(queries: mx.array, keys: mx.array, values: mx.array, lengths: mx.array, scale: float) -> mx.array:
+    """The same, causal, over slabs `[slots, kv heads, capacity, size]` with row i in slot i.
+
+    Row i holds `lengths[i]` columns, those of its queries included; lengths beyond the capacity count as that.
+    """
+    _slabs(queries, keys, values)
+    _lengths(lengths, queries, keys)
+    rows, _, tokens, _ = queries.shape
+    capacity = keys.shape[2]
+    ends = mx.clip(lengths, tokens, capacity)[:, None] - tokens + mx.arange(tokens, dtype=mx.int32)
+    mask = (mx.arange(capacity, dtype=mx.int32) <= ends[..., None])[:, None]
+    # What stands behind a row's end may be anything: infinities would survive a weight of zero.
+    is_used = mask[:, :, -1, :, None]
+    zero = mx.array(0, dtype=queries.dtype)
+    used = [mx.where(is_used, side[:rows].astype(queries.dtype), zero) for side in (keys, values)]
+    return mx.fast.scaled_dot_product_attention(queries, *used, scale=scale, mask=mask)
+
+
+def quantized_slab_attention(
+    queries: mx.array,
+    keys: Sequence[mx.array],
+    values: Sequence[mx.array],
+    lengths: mx.array,
+    scale: float,
+    group_size: int,
+    bits: int,
+) -> mx.array:
+    """The same over slabs that are quantised along the head size: values, scales and biases each."""
+    _require(len(keys) == 3 and len(values) == 3, "keys and values must each be values, scales and biases")
+    _require(bits in (4, 8), "bits must be 4 or 8")
+    _require(group_size in GROUP_SIZES, "group_size must be 32, 64 or 128")
+    for side in (keys, values):
+        _require(side[0].shape[-1] * 32 == queries.shape[-1] * bits, "quantised keys and values do not fit queries")
+        groups = (*side[0].shape[:-1], queries.shape[-1] // group_size)
+        _require(
+            queries.shape[-1] % group_size == 0 and side[1].shape == side[2].shape == groups,
+            "scales and biases do not fit the quantised values",
+        )
+    wide = [mx.dequantize(*side, group_size=group_size, bits=bits) for side in (keys, values)]
+    return slab_attention(queries, wide[0], wide[1], lengths, scale)
+
+
+def attend_in_place(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    slab_keys: mx.array,
+    slab_values: mx.array,
+    lengths: mx.array,
+    scale: float,
+) -> mx.array:
+    """Writes keys and values `[rows, kv heads, tokens, size]` to the slabs from column `lengths[row]` on, and attends.
+
+    The native twin writes to the memory of the slabs, which nobody else may read there before this is evaluated; this
+    one changes the two arrays as an assignment would.
+    """
+    _slabs(queries, slab_keys, slab_values)
+    _lengths(lengths, queries, slab_keys)
+    rows, kv_heads, tokens, size = keys.shape
+    _require(
+        keys.shape == values.shape == (queries.shape[0], slab_keys.shape[1], queries.shape[2], queries.shape[3]),
+        f"new keys {keys.shape} do not fit queries {queries.shape}",
+    )
+    _require(keys.dtype == values.dtype == slab_keys.dtype, "new keys and values must be of the slabs' type")
+    after = mx.clip(lengths + tokens, tokens, slab_keys.shape[2])
+    columns = (after[:, None] - tokens + mx.arange(tokens, dtype=mx.int32)).reshape(-1)
+    row_of = mx.repeat(mx.arange(rows), tokens)
+    for slab, new in ((slab_keys, keys), (slab_values, values)):
+        slab[row_of, :, columns] = new.swapaxes(1, 2).reshape(rows * tokens, kv_heads, size)
+    return slab_attention(queries, slab_keys, slab_values, after, scale)
+
+
+def _norm(x: mx.array, *parts: mx.array | None) -> None:
+    _floating(x=x)
+    _require(x.ndim >= 1 and x.shape[-1] > 0, "x must have at least one axis, which is not empty")
+    given = [part for part in parts if part is not None]
+    for part in given:
+        _floating(weight=part)
+        _require(part.shape == x.shape[-1:], f"weight {part.shape} does not fit x {x.shape}")
+    _require(len({part.dtype for part in given}) < 2, "weight and bias must have one type")
+
+
+def _alike(gate: mx.array, x: mx.array) -> None:
+    _floating(x=x)
+    _require(gate.dtype == x.dtype and gate.shape == x.shape, "gate and x must have one shape and type")
+
+
+def _slabs(queries: mx.array, keys: mx.array, values: mx.array) -> None:
+    _floating(queries=queries, keys=keys)
+    _require(queries.ndim == keys.ndim == 4, "queries, keys and values must be [rows, heads, tokens, size]")
+    _require(
+        keys.shape[1] > 0 and queries.shape[1] % keys.shape[1] == 0,
+        "the heads of queries must be a multiple of those of keys and values",
+    )
+    _require(queries.shape[3] % 16 == 0 and queries.size > 0, "the size of a head must be a multiple of 16")
+    _require(keys.shape == values.shape and keys.dtype == values.dtype, "keys and values must be alike")
+    _require(keys.shape[3] == queries.shape[3], f"keys {keys.shape} do not fit queries {queries.shape}")
+    _require(keys.shape[2] >= queries.shape[2], "there are fewer columns than queries")
+
+
+def _lengths(lengths: mx.array, queries: mx.array, keys: mx.array) -> None:
+    _require(lengths.dtype == mx.int32 and lengths.shape == queries.shape[:1], "lengths must be int32, one a row")
+    _require(keys.shape[0] >= queries.shape[0], "there are fewer slots than rows")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -1,7 +1,9 @@
 // The Python module `_kernels`. Import mlx.core first: it brings libmlx and the type of its arrays.
 #include <mlx/version.h>
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include "cpu/kernels.hpp"
 #include "cpu/pool.hpp"
@@ -26,4 +28,16 @@ NB_MODULE(_kernels, m) {
   m.def("quantized_matmul", &mlx_serving::quantized_matmul, "x"_a, "weight"_a, "scales"_a, "biases"_a, "group_size"_a,
         "bits"_a);
   m.def("matmul", &mlx_serving::matmul, "x"_a, "weight"_a);
+  m.def("rms_norm", &mlx_serving::rms_norm, "x"_a, "weight"_a.none(), "eps"_a);
+  m.def("layer_norm", &mlx_serving::layer_norm, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a);
+  m.def("swiglu", &mlx_serving::swiglu, "gate"_a, "x"_a);
+  m.def("geglu", &mlx_serving::geglu, "gate"_a, "x"_a);
+  m.def("rope", &mlx_serving::rope, "x"_a, "dims"_a, "traditional"_a, "base"_a.none(), "scale"_a, "offset"_a,
+        "freqs"_a.none());
+  m.def("attention", &mlx_serving::attention, "queries"_a, "keys"_a, "values"_a, "scale"_a, "causal"_a);
+  m.def("slab_attention", &mlx_serving::slab_attention, "queries"_a, "keys"_a, "values"_a, "lengths"_a, "scale"_a);
+  m.def("quantized_slab_attention", &mlx_serving::quantized_slab_attention, "queries"_a, "keys"_a, "values"_a,
+        "lengths"_a, "scale"_a, "group_size"_a, "bits"_a);
+  m.def("attend_in_place", &mlx_serving::attend_in_place, "queries"_a, "keys"_a, "values"_a, "slab_keys"_a,
+        "slab_values"_a, "lengths"_a, "scale"_a);
 }

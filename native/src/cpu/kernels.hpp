@@ -33,6 +33,18 @@ struct DenseMatrix {
   long stride;
 };
 
+enum class Activation { silu, gelu };
+
+// What a running softmax keeps of each row: its largest score, the sum of weights, and the weighted sum of values.
+struct SoftmaxState {
+  float* most;
+  float* total;
+  float* sums;  // [rows][head size]
+};
+
+// Columns that attend_few takes at once.
+constexpr long kFewColumns = 64;
+
 struct Kernels {
   const char* name;
   int tile_rows;     // of packed left operands
@@ -62,6 +74,23 @@ struct Kernels {
   // Conversions of `count` elements.
   void (*widen)(const void* source, Type type, float* target, long count);
   void (*narrow)(const float* source, void* target, Type type, long count);
+
+  // Rows of `columns` floats; see norm.inl.
+  void (*rms_norm)(const float* x, const float* weight, float eps, float* y, long columns);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, float* y, long columns);
+  // y = activation(gate) * x.
+  void (*gate)(Activation activation, const float* gate, const float* x, float* y, long count);
+  // The first 2 * half elements of a head, rotated; cosines and sines are [half].
+  void (*rotate)(const float* x, const float* cosines, const float* sines, long half, bool traditional, float* y);
+
+  // Attention to up to kFewColumns columns for a few rows of queries [rows][size], scaled already; row r sees the first
+  // visible[r] columns. The head size is a multiple of 16.
+  void (*attend_few)(const float* queries, long rows, long size, const float* keys, long key_stride,
+                     const float* values, long value_stride, long columns, const long* visible, SoftmaxState state);
+  // The softmax of a tile of scores [tile_rows][columns], columns a multiple of 16; packs the weights as a left operand.
+  void (*weigh_tile)(float* scores, long columns, long size, const long* visible, SoftmaxState state, float* packed);
+  // One row of a quantised matrix as floats.
+  void (*widen_quantized)(const QuantizedMatrix& matrix, long row, float* target);
 };
 
 // The best table for this processor, or the one named by use_instructions.

@@ -48,6 +48,13 @@ inline V exponent(V a) {
       _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(127)), 23))};
 }
 
+// The sum of each of W vectors, in their order.
+inline V lane_sums(const V (&v)[W]) {
+  float sums[W];
+  for (int l = 0; l < W; l++) sums[l] = sum(v[l]);
+  return load(sums);
+}
+
 inline Words load_words(const uint32_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
 inline Words gather_words(const uint32_t* p, ptrdiff_t stride) {
   __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -48,6 +48,10 @@ inline V exponent(V a) {
   return {vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(a.v), vdupq_n_s32(127)), 23))};
 }
 
+inline V lane_sums(const V (&v)[W]) {
+  return {vpaddq_f32(vpaddq_f32(v[0].v, v[1].v), vpaddq_f32(v[2].v, v[3].v))};
+}
+
 inline Words load_words(const uint32_t* p) { return {vld1q_u32(p)}; }
 inline Words gather_words(const uint32_t* p, ptrdiff_t stride) {
   uint32_t lanes[W] = {p[0], p[stride], p[2 * stride], p[3 * stride]};

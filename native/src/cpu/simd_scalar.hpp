@@ -47,6 +47,13 @@ inline V round(V a) {
 // 2 to the power of an integer in [-126, 127].
 inline V exponent(V a) { return {(Floats)((__builtin_convertvector(a.v, Signed) + 127) << 23)}; }
 
+// The sum of each of W vectors, in their order.
+inline V lane_sums(const V (&v)[W]) {
+  float sums[W];
+  for (int l = 0; l < W; l++) sums[l] = sum(v[l]);
+  return load(sums);
+}
+
 inline Words load_words(const uint32_t* p) { return {Unsigned{p[0], p[1], p[2], p[3]}}; }
 inline Words gather_words(const uint32_t* p, ptrdiff_t stride) {
   return {Unsigned{p[0], p[stride], p[2 * stride], p[3 * stride]}};

@@ -45,14 +45,29 @@ void copy_strided(const char* source, char* target, const mx::Shape& shape, cons
 
 }  // namespace
 
-mx::array contiguous_input(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
-  if (a.flags().row_contiguous) return a;
+namespace {
+
+mx::array copy_of(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
   mx::array copy(a.shape(), a.dtype(), nullptr, {});
   allocate(copy);
   encoder.dispatch([source = a.data<char>(), target = copy.data<char>(), shape = a.shape(), strides = a.strides(),
                     item = a.itemsize()] { copy_strided(source, target, shape, strides, item); });
   encoder.add_temporary(copy);
   return copy;
+}
+
+}  // namespace
+
+mx::array contiguous_input(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
+  return a.flags().row_contiguous ? a : copy_of(a, encoder);
+}
+
+mx::array dense_last_axis(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
+  return a.strides(-1) == 1 || a.shape(-1) == 1 ? a : copy_of(a, encoder);
+}
+
+cpu::Heads heads_of(const mx::array& a) {
+  return {a.data<void>(), type_of(a, "the array"), a.strides(0), a.strides(1), a.strides(2)};
 }
 
 mx::Stream cpu_stream() {

@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../cpu/types.hpp"
+#include "../cpu/attention.hpp"
 
 namespace mlx_serving {
 
@@ -28,6 +28,22 @@ std::string shape_text(const mx::array& a);
 void allocate(mx::array& out);
 // The array itself if its rows follow each other without gaps, else a copy that will be made on the encoder's thread.
 mx::array contiguous_input(const mx::array& a, mx::cpu::CommandEncoder& encoder);
+
+// The array itself if its last axis has no gaps, else a copy.
+mx::array dense_last_axis(const mx::array& a, mx::cpu::CommandEncoder& encoder);
+// Of an array [rows][heads][columns][size] whose last axis has no gaps.
+cpu::Heads heads_of(const mx::array& a);
+
+// A primitive of ours: on the CPU only.
+class CpuPrimitive : public mx::Primitive {
+ public:
+  using Primitive::Primitive;
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error("this kernel runs on the CPU only");
+  }
+  // Of most: that of the first input.
+  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override { return {inputs[0].shape()}; }
+};
 
 // The stream of an operation: the thread's own for the CPU, whatever the default device is.
 mx::Stream cpu_stream();

@@ -6,6 +6,8 @@
 
 #include <mlx/mlx.h>
 
+#include <optional>
+
 namespace mlx_serving {
 
 namespace mx = mlx::core;
@@ -16,5 +18,37 @@ mx::array quantized_matmul(const mx::array& x, const mx::array& weight, const mx
 
 // x [..., k] times the transpose of a dense matrix [n, k] of its own type, accumulated in float32; in x's type.
 mx::array matmul(const mx::array& x, const mx::array& weight);
+
+// x / sqrt(mean(x^2) + eps) * weight over the last axis, in the type x and weight have in common.
+mx::array rms_norm(const mx::array& x, const std::optional<mx::array>& weight, float eps);
+// (x - mean) / sqrt(variance + eps) * weight + bias over the last axis; weight and bias are of one type.
+mx::array layer_norm(const mx::array& x, const std::optional<mx::array>& weight, const std::optional<mx::array>& bias,
+                     float eps);
+
+// silu(gate) * x and gelu(gate) * x, the tanh approximation; both of one shape and type.
+mx::array swiglu(const mx::array& gate, const mx::array& x);
+mx::array geglu(const mx::array& gate, const mx::array& x);
+
+// x [rows, heads, tokens, size] with its first `dims` elements rotated by positions offset[row] + token: `offset` is
+// one int32 or [rows]. Either `base` or `freqs` [dims / 2], positions a radian, is given.
+mx::array rope(const mx::array& x, int dims, bool traditional, std::optional<float> base, float scale,
+               const mx::array& offset, const std::optional<mx::array>& freqs);
+
+// Attention of queries [rows, heads, tokens, size] to keys and values [rows, kv heads, columns, size]; with `causal`
+// the last query sees all columns, each one before one less.
+mx::array attention(const mx::array& queries, const mx::array& keys, const mx::array& values, float scale, bool causal);
+// The same over slabs [slots, kv heads, capacity, size], row i in slot i, of which row i holds lengths[i] columns, the
+// ones of these queries included; causal.
+mx::array slab_attention(const mx::array& queries, const mx::array& keys, const mx::array& values,
+                         const mx::array& lengths, float scale);
+// The same over slabs quantised along the head size: [values, scales, biases] each.
+mx::array quantized_slab_attention(const mx::array& queries, const std::vector<mx::array>& keys,
+                                   const std::vector<mx::array>& values, const mx::array& lengths, float scale,
+                                   int group_size, int bits);
+// Writes keys and values [rows, kv heads, tokens, size] into the slabs' own memory from column lengths[row] on, then
+// attends as slab_attention does. Nobody else may read those columns before.
+mx::array attend_in_place(const mx::array& queries, const mx::array& keys, const mx::array& values,
+                          const mx::array& slab_keys, const mx::array& slab_values, const mx::array& lengths,
+                          float scale);
 
 }  // namespace mlx_serving

@@ -7,10 +7,10 @@
 namespace mlx_serving {
 namespace {
 
-class QuantizedProduct : public mx::Primitive {
+class QuantizedProduct : public CpuPrimitive {
  public:
   QuantizedProduct(mx::Stream stream, int group_size, int bits)
-      : Primitive(stream), group_size_(group_size), bits_(bits) {}
+      : CpuPrimitive(stream), group_size_(group_size), bits_(bits) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
@@ -25,9 +25,6 @@ class QuantizedProduct : public mx::Primitive {
     cpu::Rows input{x.data<void>(), type_of(x, "x"), long(x.size()) / columns, columns};
     cpu::Output output{outputs[0].data<void>(), input.type, rows};
     encoder.dispatch([=] { cpu::multiply(matrix, input, output); });
-  }
-  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
-    throw std::runtime_error("this kernel runs on the CPU only");
   }
   const char* name() const override { return "mlx_serving::QuantizedProduct"; }
   bool is_equivalent(const mx::Primitive& other) const override {
@@ -45,9 +42,9 @@ class QuantizedProduct : public mx::Primitive {
   int bits_;
 };
 
-class DenseProduct : public mx::Primitive {
+class DenseProduct : public CpuPrimitive {
  public:
-  using Primitive::Primitive;
+  using CpuPrimitive::CpuPrimitive;
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
@@ -59,9 +56,6 @@ class DenseProduct : public mx::Primitive {
     cpu::Rows input{x.data<void>(), type_of(x, "x"), long(x.size()) / columns, columns};
     cpu::Output output{outputs[0].data<void>(), input.type, rows};
     encoder.dispatch([=] { cpu::multiply(matrix, input, output); });
-  }
-  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
-    throw std::runtime_error("this kernel runs on the CPU only");
   }
   const char* name() const override { return "mlx_serving::DenseProduct"; }
   bool is_equivalent(const mx::Primitive&) const override { return true; }

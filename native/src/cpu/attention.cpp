@@ -1,0 +1,234 @@
+#include "attention.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "pool.hpp"
+#include "scratch.hpp"
+
+namespace mlx_serving::cpu {
+namespace {
+
+// From this many queries to a key on, scores are matrix products of packed tiles.
+constexpr long kManyQueries = 24;
+// Columns of one such product.
+constexpr long kTileColumns = 128;
+// Columns one thread takes of a row and head, where few queries read many.
+constexpr long kPartColumns = 512;
+
+const char* at(const Heads& heads, long row, long head, long column) {
+  return static_cast<const char*>(heads.values) +
+         (row * heads.row_stride + head * heads.head_stride + column * heads.column_stride) * long(size_of(heads.type));
+}
+
+struct Work {
+  const AttentionShape& shape;
+  const Heads& queries;
+  const Slab& keys;
+  const Slab& values;
+  const int* lengths;
+  float scale;
+  bool causal;
+
+  long group() const { return shape.heads / shape.kv_heads; }
+  // Queries that share a key: [tokens][group].
+  long shared() const { return shape.tokens * group(); }
+  long visible(long row, long query) const {
+    return causal ? lengths[row] - shape.tokens + query / group() + 1 : lengths[row];
+  }
+
+  // Query `query` of those that share a key, scaled.
+  void load_query(long row, long kv_head, long query, float* target) const {
+    kernels().widen(at(queries, row, kv_head * group() + query % group(), query / group()), queries.type, target,
+                    shape.size);
+    for (long d = 0; d < shape.size; d++) target[d] *= scale;
+  }
+
+  // Columns [first, first + count) in float: in place where they are, else in `scratch`.
+  const float* columns(const Slab& slab, long row, long head, long first, long count, float* scratch,
+                       long& stride) const {
+    if (slab.scales == nullptr && slab.heads.type == Type::f32) {
+      stride = slab.heads.column_stride;
+      return reinterpret_cast<const float*>(at(slab.heads, row, head, first));
+    }
+    stride = shape.size;
+    if (slab.scales == nullptr) {
+      for (long c = 0; c < count; c++)
+        kernels().widen(at(slab.heads, row, head, first + c), slab.heads.type, scratch + c * stride, shape.size);
+      return scratch;
+    }
+    QuantizedMatrix matrix{static_cast<const uint32_t*>(slab.heads.values), slab.scales, slab.biases, slab.heads.type,
+                           shape.rows * shape.kv_heads * shape.capacity, shape.size, slab.group, slab.bits};
+    long base = (row * shape.kv_heads + head) * shape.capacity + first;
+    for (long c = 0; c < count; c++) kernels().widen_quantized(matrix, base + c, scratch + c * stride);
+    return scratch;
+  }
+
+  void write(long row, long kv_head, long query, const float* sums, float total, void* out) const {
+    static thread_local Scratch line;
+    float* result = line.floats(size_t(shape.size));
+    for (long d = 0; d < shape.size; d++) result[d] = sums[d] / total;
+    long head = kv_head * group() + query % group(), token = query / group();
+    long offset = ((row * shape.tokens + token) * shape.heads + head) * shape.size;
+    kernels().narrow(result, static_cast<char*>(out) + offset * long(size_of(queries.type)), queries.type, shape.size);
+  }
+};
+
+// What remains of some columns: for each query its largest score, total weight and sums.
+struct Part {
+  std::vector<float> memory;
+  SoftmaxState state(long queries) {
+    return {memory.data(), memory.data() + queries, memory.data() + 2 * queries};
+  }
+  void reset(long queries, long size) {
+    memory.assign(size_t(queries * (2 + size)), 0.0f);
+    std::fill(memory.begin(), memory.begin() + queries, -INFINITY);
+  }
+};
+
+void attend_part(const Work& work, long row, long kv_head, long begin, long end, SoftmaxState state) {
+  static thread_local Scratch query_scratch, key_scratch, value_scratch;
+  long count = work.shared(), size = work.shape.size;
+  float* queries = query_scratch.floats(size_t(count * size));
+  for (long q = 0; q < count; q++) work.load_query(row, kv_head, q, queries + q * size);
+  float* keys = key_scratch.floats(size_t(kFewColumns * size));
+  float* values = value_scratch.floats(size_t(kFewColumns * size));
+  std::vector<long> visible(static_cast<size_t>(count));
+  for (long first = begin; first < end; first += kFewColumns) {
+    long columns = std::min(kFewColumns, end - first), key_stride, value_stride;
+    const float* block_keys = work.columns(work.keys, row, kv_head, first, columns, keys, key_stride);
+    const float* block_values = work.columns(work.values, row, kv_head, first, columns, values, value_stride);
+    for (long q = 0; q < count; q++) visible[size_t(q)] = work.visible(row, q) - first;
+    kernels().attend_few(queries, count, size, block_keys, key_stride, block_values, value_stride, columns,
+                         visible.data(), state);
+  }
+}
+
+void join(const Work& work, long row, long kv_head, Part* parts, long count, void* out) {
+  long queries = work.shared(), size = work.shape.size;
+  SoftmaxState whole = parts[0].state(queries);
+  for (long p = 1; p < count; p++) {
+    SoftmaxState part = parts[p].state(queries);
+    for (long q = 0; q < queries; q++) {
+      float most = std::max(whole.most[q], part.most[q]);
+      if (part.most[q] == -INFINITY) continue;
+      float kept = std::exp(whole.most[q] - most), added = std::exp(part.most[q] - most);
+      whole.most[q] = most;
+      whole.total[q] = whole.total[q] * kept + part.total[q] * added;
+      for (long d = 0; d < size; d++)
+        whole.sums[q * size + d] = whole.sums[q * size + d] * kept + part.sums[q * size + d] * added;
+    }
+  }
+  for (long q = 0; q < queries; q++) work.write(row, kv_head, q, whole.sums + q * size, whole.total[q], out);
+}
+
+void attend_few_queries(const Work& work, void* out) {
+  const AttentionShape& shape = work.shape;
+  static thread_local std::vector<Part> parts;
+  long longest = *std::max_element(work.lengths, work.lengths + shape.rows);
+  long each = (longest + kPartColumns - 1) / kPartColumns, pairs = shape.rows * shape.kv_heads;
+  parts.resize(std::max(parts.size(), size_t(pairs * each)));
+  Part* mine = parts.data();
+  auto part = [&](int chunk) {
+    long pair = chunk / each, row = pair / shape.kv_heads;
+    long begin = chunk % each * kPartColumns, end = std::min<long>(work.lengths[row], begin + kPartColumns);
+    mine[chunk].reset(work.shared(), shape.size);
+    if (begin < end) attend_part(work, row, pair % shape.kv_heads, begin, end, mine[chunk].state(work.shared()));
+    if (each == 1) join(work, row, pair % shape.kv_heads, mine + chunk, 1, out);
+  };
+  parallel(int(pairs * each), part);
+  if (each == 1) return;
+  for (long pair = 0; pair < pairs; pair++)
+    join(work, pair / shape.kv_heads, pair % shape.kv_heads, mine + pair * each, each, out);
+}
+
+// Keys of one row and head, packed as right operands; values in float, [columns][size padded to whole tiles].
+struct Panels {
+  long columns;  // padded to whole tiles of kTileColumns
+  long width;    // of values
+  std::vector<float> keys, values;
+
+  void fill(const Work& work, long row, long head) {
+    const Kernels& k = kernels();
+    long size = work.shape.size, length = work.lengths[row];
+    columns = (length + kTileColumns - 1) / kTileColumns * kTileColumns;
+    width = (size + k.tile_columns - 1) / k.tile_columns * k.tile_columns;
+    keys.resize(size_t(columns * size));
+    values.assign(size_t(columns * width), 0.0f);
+    std::vector<float> scratch(static_cast<size_t>(kTileColumns * size));
+    for (long first = 0; first < length; first += kTileColumns) {
+      long count = std::min(kTileColumns, length - first), stride;
+      const float* block = work.columns(work.keys, row, head, first, count, scratch.data(), stride);
+      DenseMatrix matrix{block, Type::f32, count, size, stride};
+      for (long c = 0; c < kTileColumns; c += k.tile_columns)
+        k.pack_dense(matrix, std::min(c, count - 1), 0, size, keys.data() + (first + c) * size);
+      block = work.columns(work.values, row, head, first, count, scratch.data(), stride);
+      for (long c = 0; c < count; c++)
+        for (long d = 0; d < size; d++)
+          values[size_t(d / k.tile_columns * k.tile_columns * columns + (first + c) * k.tile_columns +
+                        d % k.tile_columns)] = block[c * stride + d];
+    }
+  }
+};
+
+void attend_tile(const Work& work, const Panels& panels, long row, long kv_head, long first, void* out) {
+  static thread_local Scratch scratch;
+  const Kernels& k = kernels();
+  long size = work.shape.size, tile = k.tile_rows, count = std::min(tile, work.shared() - first);
+  float* queries = scratch.floats(size_t(tile * (2 * size + 2 * kTileColumns + panels.width + 2)));
+  float* packed = queries + tile * size;
+  float* scores = packed + tile * size;
+  float* weights = scores + tile * kTileColumns;
+  float* sums = weights + tile * kTileColumns;
+  float* most = sums + tile * panels.width;
+  SoftmaxState state{most, most + tile, sums};
+  std::fill(most, most + tile, -INFINITY);
+  std::fill(state.total, state.total + tile, 0.0f);
+  std::fill(sums, sums + tile * panels.width, 0.0f);
+  for (long q = 0; q < count; q++) work.load_query(row, kv_head, first + q, queries + q * size);
+  k.pack_left(queries, size, count, 0, size, packed);
+  long last = work.visible(row, first + count - 1);
+  long visible[16];
+  for (long block = 0; block < last; block += kTileColumns) {
+    for (long q = 0; q < tile; q++)
+      visible[q] = q < count ? work.visible(row, first + q) - block : 1;
+    for (long c = 0; c < kTileColumns; c += k.tile_columns)
+      k.tile_product(packed, panels.keys.data() + (block + c) * size, size, false, scores + c, kTileColumns, tile,
+                     k.tile_columns);
+    k.weigh_tile(scores, kTileColumns, panels.width, visible, state, weights);
+    for (long d = 0; d < panels.width; d += k.tile_columns)
+      k.tile_product(weights, panels.values.data() + d * panels.columns + block * k.tile_columns, kTileColumns, true,
+                     sums + d, panels.width, tile, k.tile_columns);
+  }
+  for (long q = 0; q < count; q++)
+    work.write(row, kv_head, first + q, sums + q * panels.width, state.total[q], out);
+}
+
+void attend_many_queries(const Work& work, void* out) {
+  const AttentionShape& shape = work.shape;
+  static thread_local std::vector<Panels> panels;
+  long pairs = shape.rows * shape.kv_heads;
+  panels.resize(std::max(panels.size(), size_t(pairs)));
+  Panels* mine = panels.data();
+  auto fill = [&](int pair) { mine[pair].fill(work, pair / shape.kv_heads, pair % shape.kv_heads); };
+  parallel(int(pairs), fill);
+  long tiles = (work.shared() + kernels().tile_rows - 1) / kernels().tile_rows;
+  auto tile = [&](int chunk) {
+    long pair = chunk / tiles;
+    attend_tile(work, mine[pair], pair / shape.kv_heads, pair % shape.kv_heads,
+                chunk % tiles * kernels().tile_rows, out);
+  };
+  parallel(int(pairs * tiles), tile);
+}
+
+}  // namespace
+
+void attend(const AttentionShape& shape, const Heads& queries, const Slab& keys, const Slab& values,
+            const int* lengths, float scale, bool causal, void* out) {
+  Work work{shape, queries, keys, values, lengths, scale, causal};
+  if (work.shared() < kManyQueries) attend_few_queries(work, out);
+  else attend_many_queries(work, out);
+}
+
+}  // namespace mlx_serving::cpu

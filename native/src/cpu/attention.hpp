@@ -1,0 +1,41 @@
+// Attention over slabs of keys and values, over all threads. No MLX, no Python.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace mlx_serving::cpu {
+
+// An array [rows][heads][columns][size] of any strides but the last, which is 1; strides count elements.
+struct Heads {
+  const void* values;
+  Type type;
+  long row_stride;
+  long head_stride;
+  long column_stride;
+};
+
+// Keys or values: as they are, or quantised along the head size (then `scales` is set, and the strides of all parts
+// are those of contiguous arrays of `capacity` columns).
+struct Slab {
+  Heads heads;
+  const void* scales = nullptr;
+  const void* biases = nullptr;
+  int bits = 0;
+  int group = 0;
+};
+
+struct AttentionShape {
+  long rows;
+  long heads;
+  long kv_heads;
+  long tokens;  // queries a row
+  long size;    // of a head, a multiple of 16
+  long capacity;
+};
+
+// out [rows][tokens][heads][size]. Row r reads its first lengths[r] columns; with `causal`, query t only the first
+// lengths[r] - tokens + t + 1 of them. `lengths` is at least 1, and at least `tokens` if causal.
+void attend(const AttentionShape& shape, const Heads& queries, const Slab& keys, const Slab& values,
+            const int* lengths, float scale, bool causal, void* out);
+
+}  // namespace mlx_serving::cpu
