@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -63,14 +64,32 @@ def read_snapshot(tensors: Sequence[Tensor], note: str) -> Snapshot:
     return Snapshot(tuple(states), sum(tensor.data.nbytes for tensor in tensors))
 
 
+def has_memory_apart() -> bool:
+    """Whether arrays live where the host cannot read them in place."""
+    return bool(mx.default_device().type == mx.DeviceType.gpu and not mx.metal.is_available())
+
+
 def _tensors(arrays: Sequence[mx.array]) -> tuple[Tensor, ...]:
+    parts = _gathered(arrays) if has_memory_apart() else _in_place(arrays)
+    return tuple(
+        Tensor(_NAMES[array.dtype], tuple(array.shape), part) for array, part in zip(arrays, parts, strict=True)
+    )
+
+
+def _in_place(arrays: Sequence[mx.array]) -> list[memoryview]:
+    """Their bytes where they are."""
     # numpy does not know bfloat16.
     raw = [array.view(mx.uint16) if array.dtype == mx.bfloat16 else array for array in arrays]
     mx.eval(raw)
-    return tuple(
-        Tensor(_NAMES[array.dtype], tuple(array.shape), np.asarray(bytes_of).reshape(-1).view(np.uint8).data)
-        for array, bytes_of in zip(arrays, raw, strict=True)
-    )
+    return [np.asarray(array).reshape(-1).view(np.uint8).data for array in raw]
+
+
+def _gathered(arrays: Sequence[mx.array]) -> list[memoryview]:
+    """Their bytes through one copy, and so one transfer; the arrays themselves stay on the device."""
+    whole = mx.concatenate([array.reshape(-1).view(mx.uint8) for array in arrays] or [mx.zeros(0, mx.uint8)])
+    mx.eval(whole)
+    data, ends = np.asarray(whole).data, itertools.accumulate(array.nbytes for array in arrays)
+    return [data[end - array.nbytes : end] for array, end in zip(arrays, ends, strict=True)]
 
 
 def _arrays(tensors: Sequence[Tensor]) -> Iterator[mx.array]:

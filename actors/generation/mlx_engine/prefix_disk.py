@@ -22,7 +22,7 @@ from mlx_serving.actors.messages.values import pack_ids
 
 _TURNS_HELD = 32
 """Steps after which a part is written: by then its arrays are computed, and often it has been replaced by more."""
-_HELD_BYTES = 256 << 20
+_HELD_BYTES = 128 << 20
 _BROKEN = (ValueError, KeyError, TypeError, StopIteration)
 
 Prefetch = Future[list[Fetched]]
@@ -68,6 +68,8 @@ class PrefixDisk:
         self._new_caches = new_caches
         self._outgoing: deque[_Outgoing] = deque()
         self._outgoing_bytes = 0
+        self._lost: set[bytes] = set()
+        """Keys of parts that were not kept, and without which others are of no use."""
         self._turn = 0
 
     def keep_blocks(self, namespace: bytes, ids: Sequence[int], blocks: Sequence[Block[KvBlock]]) -> None:
@@ -140,9 +142,14 @@ class PrefixDisk:
     def _hand_over(self) -> None:
         outgoing = self._outgoing.popleft()
         self._outgoing_bytes -= outgoing.payload.nbytes
-        if not self.tier.is_on or outgoing.source.is_void:
-            return
+        if self.tier.is_on and not outgoing.source.is_void:
+            self._put(outgoing)
+        if not self._outgoing:
+            self._lost.clear()
+
+    def _put(self, outgoing: _Outgoing) -> None:
         try:
-            self.tier.put(outgoing.namespace, outgoing.record())
+            if outgoing.parent in self._lost or not self.tier.put(outgoing.namespace, outgoing.record()):
+                self._lost.add(outgoing.key)
         except Exception as error:  # of MLX, whose arrays may fail to reach the host in many ways
             self.tier.turn_off(error)

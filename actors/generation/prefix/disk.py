@@ -35,7 +35,7 @@ from mlx_serving.actors.generation.prefix.disk_search import Found, Wanted, find
 from mlx_serving.actors.generation.prefix.keys import ID_BYTES
 
 _READERS = 4
-_QUEUE_BYTES = 512 << 20
+_QUEUE_BYTES = 256 << 20
 _RESERVE_BYTES = 512 << 20
 """Left free on the disk for others."""
 _ABANDONED_SECONDS = 600.0

@@ -14,6 +14,8 @@ from support.engine_driver import Driver, replace_model
 from support.engines import loaded, mlx_lm_greedy
 from support.tiny_models import EOS, make_tiny_model
 
+from mlx_serving.actors.generation.mlx_engine import cache_tensors
+from mlx_serving.actors.generation.mlx_engine.cache_parts import KvBlock
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.generation.mlx_engine.prefix_cache import PrefixCache as PrefixStore
 from mlx_serving.actors.messages.values import Stopping
@@ -244,6 +246,29 @@ def test_a_prompt_whose_output_is_not_finite_is_forgotten(records: Callable[[str
         assert "finite" in error.message
         replace_model(engine, model)
         assert say(driver, TEXT) == (answer, 0)
+
+
+def test_arrays_reach_the_host_by_one_transfer_where_it_cannot_read_them(
+    records: Callable[[str], ModelRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_tensors, "has_memory_apart", lambda: True)
+    for name in ("llama", "qwen3_next"):
+        kept = {"directory": str(tmp_path / name)}
+        with running(records(name), **kept) as (_, driver):
+            answer, _ = say(driver, TEXT)
+        with running(records(name), **kept) as (engine, driver):
+            assert say(driver, TEXT) == (answer, len(TEXT) - 1)
+            assert engine.cache_stats().disk_hit_tokens == len(TEXT) - 1
+
+
+def test_numbers_of_every_type_come_back_as_they_were() -> None:
+    for dtype in (mx.float32, mx.float16, mx.bfloat16, mx.uint32, mx.int32, mx.uint8, mx.bool_):
+        array = mx.arange(24).reshape(1, 2, 3, 4).astype(dtype)
+        tensors, note = cache_tensors.block_tensors(KvBlock(((array,), (array[:, :1],)), 0))
+        (first,), (second,) = cache_tensors.read_block(tensors, note)
+        assert first.dtype == second.dtype == dtype
+        assert mx.array_equal(first, array)
+        assert mx.array_equal(second, array[:, :1])
 
 
 @pytest.mark.parametrize("name", ["llama", *EXACT])
