@@ -195,6 +195,33 @@ class Guidance:
 
 
 @attrs.frozen
+class MetalOptimizations:
+    """How host and device work side by side, on every back end."""
+
+    memory_pool: bool = setting(
+        True,
+        "Where slabs of keys and values are written in place: allocate them ahead, and keep them for the next rows "
+        "when rows leave.",
+    )
+    memory_pool_bytes: int = setting(256 << 20, "Most bytes of slabs that are held without rows.", minimum=0)
+    blit_queue: bool = setting(
+        True, "Build the next step, and upload what it needs, while the device computes; off: only after its answer."
+    )
+    command_buffer_ring: int = setting(
+        2,
+        "Decode steps in flight: the device has the next ones while a step's tokens are handled.",
+        minimum=1,
+        maximum=4,
+    )
+    ring_kv_bytes: int = setting(
+        0,
+        "Keys and values up to which steps share the ring where MLX copies what a step in flight still reads; 0: by "
+        "back end.",
+        minimum=0,
+    )
+
+
+@attrs.frozen
 class Generation:
     """The engine of each replica."""
 
@@ -210,14 +237,7 @@ class Generation:
     inter_token_seconds: float = setting(
         0.0, "Longest such step, in seconds, whatever prefill_slowdown allows; 0: no such bound.", minimum=0
     )
-    pipeline_depth: int = setting(
-        1, "Decode steps that are on their way while an earlier one's tokens are handled.", minimum=0, maximum=3
-    )
-    pipeline_kv_bytes: int = setting(
-        0,
-        "Keys and values up to which steps overlap, as MLX copies what a step in flight still reads; 0: by back end.",
-        minimum=0,
-    )
+    metal_optimizations: MetalOptimizations = setting(MetalOptimizations, "How host and device work side by side.")
     in_place_attention: bool = setting(
         True, "On CUDA write keys and values in place by our own kernel, so that no step in flight makes MLX copy them."
     )

@@ -19,7 +19,7 @@ from support.tiny_models import make_tiny_model
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.generation.mlx_engine.prefix_cache import LEAST_TOKENS
 from mlx_serving.actors.messages.values import Guidance, Sampling, Stopping, pack_ids
-from mlx_serving.config.schema import PrefixCache, Speculation
+from mlx_serving.config.schema import MetalOptimizations, PrefixCache, Speculation
 
 Answers = list[list[int]]
 _STATES = ("gemma3_text", "mamba2", "lfm2", "falcon_h1", "qwen3_next")
@@ -233,9 +233,15 @@ WAYS = {
     "among sampled neighbours": Way(among_neighbours),
     "from one to many to one": Way(from_one_to_many_to_one),
     "without compiled functions": Way(without_compiled_functions),
-    "each step read before the next": Way(from_one_to_many_to_one, {"pipeline_depth": 0}),
-    "two steps ahead": Way(from_one_to_many_to_one, {"pipeline_depth": 2}),
-    "three steps ahead": Way(together, {"pipeline_depth": 3}),
+    "host and device in turns": Way(together, {"metal_optimizations": MetalOptimizations(blit_queue=False)}),
+    "without a memory pool": Way(
+        from_one_to_many_to_one, {"metal_optimizations": MetalOptimizations(memory_pool=False)}
+    ),
+    "each step read before the next": Way(
+        from_one_to_many_to_one, {"metal_optimizations": MetalOptimizations(command_buffer_ring=1)}
+    ),
+    "two steps ahead": Way(from_one_to_many_to_one, {"metal_optimizations": MetalOptimizations(command_buffer_ring=3)}),
+    "three steps ahead": Way(together, {"metal_optimizations": MetalOptimizations(command_buffer_ring=4)}),
     "from the prefix cache": Way(from_memory, {"prefix_cache": PrefixCache()}),
     "from short blocks of the prefix cache": Way(from_memory, {"prefix_cache": PrefixCache(block_tokens=16)}),
     "after prompts that begin alike": Way(branching, {"prefix_cache": PrefixCache()}),

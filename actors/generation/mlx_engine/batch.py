@@ -86,6 +86,10 @@ class Batch:
         """Another one for the same model, without rows."""
         return Batch(self.cache.fresh(), self._adapters)
 
+    def emptied(self, most_bytes: int) -> Batch:
+        """Another one that has at most so many bytes of this one's memory; this one is used no more."""
+        return Batch(self.cache.emptied(most_bytes), self._adapters)
+
     def take(self, index: int) -> Caches:
         """A copy of one row's caches, while it is still in the batch."""
         return self.cache.take(index)

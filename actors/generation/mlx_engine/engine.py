@@ -51,8 +51,8 @@ from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
 
 _LEAST_PREFILL_TOKENS = 16
-_OVERLAP_BYTES_CPU = 4 << 20
-_OVERLAP_BYTES = 256 << 20
+_OVERLAP_BYTES = {"cpu": 4 << 20, "metal": 16 << 20, "cuda": 256 << 20}
+"""What is copied sooner than the device would stand idle between steps."""
 _STEPS_BETWEEN_CLEARINGS = 256
 _IDLE_CACHE_BYTES = 32 << 20
 _NOT_FINITE = "the model's output for this sequence was not finite"
@@ -75,6 +75,7 @@ class MlxEngine:
         self._draft_record = draft
         self._find_adapter = find_adapter
         self._settings = settings
+        self._optimizations = settings.metal_optimizations
         self._tokenizer = tokenizer
         self._clock = clock
         self._eos_ids = frozenset(record.eos_token_ids) | tokenizer.eos_token_ids
@@ -218,6 +219,7 @@ class MlxEngine:
             self._model, self._settings.kv_type, self._settings.in_place_attention, loading.compiles(self._settings)
         )
         self._adapters = Adapters(self._model, self._find_adapter, self._settings.max_adapters)
+        cache.presize(self._pool_bytes, self._settings.max_rows)
         self._batch = Batch(cache, self._adapters)
         slabs = cache.can_roll_back
         if not slabs and not prompt_caches.are_mergeable(prompt_caches.new_caches(self._model)):
@@ -323,14 +325,24 @@ class MlxEngine:
                 return tokens
             if any(row.guide is not None for row in self._batch.rows):
                 return self._decode_guided()
+            if not self._optimizations.blit_queue:
+                return self._decode_serially()
             step = self._batch.sample(self._batch.forward())
             if not self._overlaps():
                 return self._read(len(self._in_flight), before=functools.partial(self._go, step))
             self._go(step)
-            return self._read(len(self._in_flight) - self._settings.pipeline_depth)
+            return self._read(len(self._in_flight) + 1 - self._optimizations.command_buffer_ring)
         except Exception as error:
             self._recover(error)
             return 0
+
+    def _decode_serially(self) -> int:
+        """Begin with the next step once the tokens of the last one are handled."""
+        tokens = self._read(len(self._in_flight))
+        self._let_go()
+        if self._batch.rows:
+            self._go(self._batch.sample(self._batch.forward()))
+        return tokens
 
     def _decode_guided(self) -> int:
         """Make the masks of the next step while its forward pass runs, once the tokens before it are read."""
@@ -398,9 +410,10 @@ class MlxEngine:
 
     def _overlaps(self) -> bool:
         """Whether a step may be set going while another is in flight."""
-        if self._settings.pipeline_depth == 0 or self._batch.cache.writes_in_place:
-            return self._settings.pipeline_depth > 0
-        most = self._settings.pipeline_kv_bytes or (_OVERLAP_BYTES_CPU if loading.is_cpu() else _OVERLAP_BYTES)
+        chosen = self._optimizations
+        if chosen.command_buffer_ring == 1 or self._batch.cache.writes_in_place:
+            return chosen.command_buffer_ring > 1
+        most = chosen.ring_kv_bytes or _OVERLAP_BYTES[loading.back_end()]
         return self._batch.cache.nbytes <= most
 
     def _join(self) -> None:
@@ -492,20 +505,25 @@ class MlxEngine:
         self._prompts.waiting.extendleft(reversed(rows))
 
     def _rest(self) -> None:
-        """With no row left, nothing of the last ones stays in memory."""
+        """With no row left, nothing of the last ones stays in memory but what the pool may hold."""
         if not self._rows:
             self._leave_prefixes()
-            self._drop_batch()
+            self._drop_batch(self._pool_bytes)
             self._reuse.rest()
             if mx.get_cache_memory() > _IDLE_CACHE_BYTES:
                 mx.clear_cache()
 
-    def _drop_batch(self) -> None:
+    @property
+    def _pool_bytes(self) -> int:
+        return self._optimizations.memory_pool_bytes if self._optimizations.memory_pool else 0
+
+    def _drop_batch(self, held_bytes: int = 0) -> None:
+        """Forget all rows, but not all their memory if some may be held for others."""
         self._in_flight.clear()
         if self._speculator is not None:
             self._speculator.clear()
         self._read_at = None
-        self._batch = self._batch.anew()
+        self._batch = self._batch.emptied(held_bytes) if held_bytes else self._batch.anew()
 
     def _is_cleared(self, row: Row) -> bool:
         """Decode one token of a suspect alone; it fails here, or may join the others."""

@@ -106,11 +106,15 @@ class SlabGroup:
     def arrays(self) -> list[Slab]:
         return [side for layer in self.layers for side in (layer.keys, layer.values)]
 
+    def allocate(self, slots: int) -> None:
+        """Slabs with so many slots, while there are none yet."""
+        self._slots = slots
+        self.layers = [LayerSlab(like, slots, self.capacity) for like in self._templates]
+
     def add(self, caches: Caches, length: int) -> None:
         """Copy one row in, behind the others."""
         if not self.layers:
-            self._slots = 1
-            self.layers = [LayerSlab(like, 1, self.capacity) for like in self._templates]
+            self.allocate(1)
         if len(self.lengths) == self._slots:
             self._slots *= 2
             for layer in self.layers:

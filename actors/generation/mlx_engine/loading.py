@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import mlx.core as mx
@@ -26,6 +26,13 @@ _HALF = (mx.float16, mx.bfloat16)
 def is_cpu() -> bool:
     """Whether MLX computes on the CPU back end."""
     return bool(mx.default_device().type == mx.DeviceType.cpu)
+
+
+def back_end() -> Literal["cpu", "metal", "cuda"]:
+    """Where MLX computes."""
+    if is_cpu():
+        return "cpu"
+    return "cuda" if mx.cuda.is_available() else "metal"
 
 
 def prepare_device(settings: Generation) -> None:

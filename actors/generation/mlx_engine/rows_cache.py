@@ -34,6 +34,14 @@ class RowsCache(Protocol):
         """Another one, without rows."""
         ...
 
+    def emptied(self, most_bytes: int) -> RowsCache:
+        """One without rows that has at most so many bytes of this one's memory; this one is used no more."""
+        ...
+
+    def presize(self, most_bytes: int, rows: int) -> None:
+        """Allocate memory for `rows` short rows ahead, at most so many bytes of it."""
+        ...
+
     def join(self, added: Sequence[Caches]) -> Order:
         """Take rows in, each with the plain caches of its own, which it must not use any more."""
         ...
@@ -83,6 +91,12 @@ class MergedRows:
 
     def fresh(self) -> MergedRows:
         return MergedRows(self._model)
+
+    def emptied(self, most_bytes: int) -> MergedRows:
+        return self.fresh()
+
+    def presize(self, most_bytes: int, rows: int) -> None:
+        """Nothing: these caches are as long as their rows."""
 
     def join(self, added: Sequence[Caches]) -> Order:
         if not self._count and len(added) == 1:

@@ -145,6 +145,31 @@ class SlabRows:
     def fresh(self) -> SlabRows:
         return SlabRows(self.program, self._templates, self._form)
 
+    def emptied(self, most_bytes: int) -> SlabRows:
+        if not self.writes_in_place:
+            # Slabs that are copied at a step had better be no larger than their rows.
+            return self.fresh()
+        for group in self._groups:
+            group.lengths = []
+        self._groups.sort(key=lambda group: group.nbytes)
+        while self.nbytes > most_bytes:
+            self._groups.pop()
+        return self
+
+    def presize(self, most_bytes: int, rows: int) -> None:
+        """Allocate what `rows` short rows need, or as much of it as the bytes allow, if slabs are written in place."""
+        if not self.writes_in_place:
+            return
+        group = SlabGroup(SMALLEST_CAPACITY, self._form, self._templates)
+        group.allocate(1)
+        slots = 1
+        while 2 * slots <= rows and 2 * slots * group.nbytes <= most_bytes:
+            slots *= 2
+        if group.nbytes <= most_bytes:
+            group.allocate(slots)
+            mx.eval(group.arrays)
+            self._groups = [group]
+
     @property
     def lengths(self) -> list[int]:
         """Of all rows, in order."""

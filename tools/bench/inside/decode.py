@@ -1,0 +1,122 @@
+"""Decode speed of one row and of many, with each switch on and off, beside mlx_lm in the same process."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import attrs
+import mlx.core as mx
+
+from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
+from mlx_serving.actors.messages.values import Sampling
+from mlx_serving.config.schema import MetalOptimizations
+from tools.bench.compare import judge
+from tools.bench.inside import rivals
+from tools.bench.inside.models import Subject
+from tools.bench.inside.sizes import InsideSize
+from tools.bench.inside.stage import GREEDY, Stage, joint_rate, mixed
+
+OURS, THEIRS = "mlx-serving", "mlx_lm"
+
+
+@attrs.frozen
+class Variant:
+    """The engine with one switch turned. `compiles`: MLX may fuse operations."""
+
+    settings: dict[str, Any] = attrs.field(factory=dict)
+    compiles: bool = True
+
+
+def variants(rows: int) -> dict[str, Variant]:
+    """The engine as it is, and with each switch turned that concerns this back end."""
+    found = {
+        OURS: Variant(),
+        "memory_pool off": Variant({"metal_optimizations": MetalOptimizations(memory_pool=False)}),
+        "blit_queue off": Variant({"metal_optimizations": MetalOptimizations(blit_queue=False)}),
+        "command_buffer_ring 1": Variant({"metal_optimizations": MetalOptimizations(command_buffer_ring=1)}),
+        "command_buffer_ring 3": Variant({"metal_optimizations": MetalOptimizations(command_buffer_ring=3)}),
+        "nothing compiled": Variant({"compile_steps": "off"}, compiles=False),
+    }
+    if loading.is_cpu():
+        found["native_kernels off"] = Variant({"native_kernels": False})
+    else:
+        found["in_place_attention off"] = Variant({"in_place_attention": False})
+        found["dequantize off"] = Variant({"dequantize": "off"})
+    if rows > 1:
+        found["kv_type 8bit"] = Variant({"kv_type": "8bit"})
+    return found
+
+
+def decode(subject: Subject, size: InsideSize) -> dict[str, Any]:
+    """For one row and each number of rows: rates of everybody in every repetition, and ratios of ours to each."""
+    result: dict[str, Any] = {"prompt_tokens": size.prompt_tokens, "tokens": size.tokens}
+    result["1"] = _contest(subject, size, [GREEDY])
+    for rows in size.rows:
+        result[f"{rows} greedy"] = _contest(subject, size, [GREEDY] * rows, only=(OURS,))
+        result[f"{rows} mixed"] = _contest(subject, size, mixed(rows))
+    result["a long row among short ones"] = _long_neighbour(subject, size)
+    return result
+
+
+def _contest(
+    subject: Subject, size: InsideSize, samplings: list[Sampling], only: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    prompts = [subject.ids(size.prompt_tokens, row) for row in range(len(samplings))]
+    rates: dict[str, list[float]] = defaultdict(list)
+    chosen = {name: each for name, each in variants(len(prompts)).items() if not only or name in only}
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(subject.engine(**each.settings)) for name, each in chosen.items()}
+        for repetition in range(size.repetitions + 1):
+            for name, engine in engines.items():
+                with _compiling(chosen[name].compiles):
+                    _note(rates[name], repetition, _rate(engine, prompts, size.tokens, samplings))
+            _note(rates[THEIRS], repetition, _their_rate(subject, prompts, size.tokens, samplings))
+    return judge(rates, OURS)
+
+
+def _note(rates: list[float], repetition: int, rate: float) -> None:
+    """The first repetition warms up."""
+    if repetition:
+        rates.append(rate)
+
+
+def _rate(engine: MlxEngine, prompts: list[list[int]], tokens: int, samplings: list[Sampling]) -> float:
+    stage = Stage(engine)
+    streams = [stage.submit(prompt, tokens, each) for prompt, each in zip(prompts, samplings, strict=True)]
+    stage.run()
+    return streams[0].rate if len(streams) == 1 else joint_rate([stream.times for stream in streams])
+
+
+def _their_rate(subject: Subject, prompts: list[list[int]], tokens: int, samplings: list[Sampling]) -> float:
+    if len(prompts) == 1:
+        return rivals.single_rate(subject.reference, prompts[0], tokens)
+    return rivals.batch_rate(subject.reference, prompts, tokens, samplings)
+
+
+def _long_neighbour(subject: Subject, size: InsideSize) -> dict[str, Any]:
+    """Tokens a second of seven short rows beside one more short one, and beside a long one."""
+    found = []
+    with subject.engine() as engine:
+        for length in (size.prompt_tokens, size.long_prompt_tokens):
+            stage = Stage(engine)
+            long = stage.submit(subject.ids(length, 99), 16 * size.tokens)
+            stage.run_until_tokens([long], 2)
+            short = [stage.submit(subject.ids(size.prompt_tokens, row), size.tokens) for row in range(7)]
+            stage.run_until_tokens(short, size.tokens)
+            found.append(joint_rate([stream.times for stream in short]))
+            stage.abandon()
+    return {"long_prompt_tokens": size.long_prompt_tokens, "beside_short": found[0], "beside_long": found[1]}
+
+
+@contextmanager
+def _compiling(wanted: bool) -> Iterator[None]:
+    if not wanted:
+        mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()
