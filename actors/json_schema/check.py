@@ -11,6 +11,7 @@ import json
 import re
 from fractions import Fraction
 from typing import NoReturn
+from urllib.parse import quote
 
 from mlx_serving.actors.errors import GuidanceInvalid
 from mlx_serving.actors.json_schema.keywords import (
@@ -33,6 +34,7 @@ LONGEST_PATTERN = 4096
 LARGEST_MULTIPLE = 10_000
 """Of `multipleOf` as a fraction: the states of its automaton."""
 _LOOKAROUND = re.compile(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
+_ADDRESS = "#/%~:@!$&'()*+,;=?-._"
 _SHOWN = 80
 
 
@@ -95,6 +97,9 @@ class _Check:
                 self._check_unenforced(path, node, name)
         self._check_format(path, node)
         self._check_sizes(path, node)
+        if isinstance(node.get("$ref"), str):
+            # Made by tools that take any name for a part of an address, such as `#/definitions/List<Item>`.
+            node["$ref"] = quote(node["$ref"], safe=_ADDRESS)
         if "pattern" in node:
             self._check_pattern(f"{path}/pattern", node["pattern"])
 

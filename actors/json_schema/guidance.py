@@ -11,14 +11,13 @@ from mlx_serving.actors.messages.values import Guidance
 
 LONGEST_REGEX = 4096
 MOST_CHOICES = 10_000
-MOST_RULES = 2000
+MOST_RULES = 10_000
 """Of a grammar: the compiler's recursion may be as deep."""
 LARGEST_SOURCE = 1 << 20
 
 
 def check(guidance: Guidance) -> None:
     """Raise GuidanceInvalid for guidance that cannot be compiled, as far as that can be told beforehand."""
-    _bound(guidance, len(guidance.source), LARGEST_SOURCE, "characters")
     match guidance.kind:
         case "json_schema":
             schema_of(guidance)
@@ -27,6 +26,7 @@ def check(guidance: Guidance) -> None:
         case "choice":
             choices_of(guidance)
         case "grammar":
+            _bound(guidance, len(guidance.source), LARGEST_SOURCE, "characters")
             # Every rule has a colon, and so has every member of a schema within.
             _bound(guidance, guidance.source.count(":"), MOST_RULES, "rules")
         case "json_object" | "calls":
@@ -35,7 +35,10 @@ def check(guidance: Guidance) -> None:
 
 def schema_of(guidance: Guidance) -> Node:
     """The schema of `json_schema` and `json_object`, prepared for compiling."""
-    return prepared(guidance.source, guidance.field) if guidance.kind == "json_schema" else {"type": "object"}
+    if guidance.kind == "json_object":
+        return {"type": "object"}
+    _bound(guidance, len(guidance.source), LARGEST_SOURCE, "characters")
+    return prepared(guidance.source, guidance.field)
 
 
 def choices_of(guidance: Guidance) -> list[str]:

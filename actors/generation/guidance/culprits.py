@@ -19,6 +19,9 @@ _SIGNS: dict[str, tuple[tuple[str, ...], str]] = {
     "Value for 'multipleOf'": (("multipleOf",), "it has too many digits"),
     "Unable to determine if regex": (("pattern",), "this pattern cannot be combined with the lengths beside it"),
     "regex parse error": (("pattern", "patternProperties"), ""),
+    "Schema intersection stack": (("allOf", "$ref"), "what it combines leads back to itself too often"),
+    "circular references with sibling": (("$ref",), "it leads back to itself and has other keywords beside it"),
+    "schema too large": (("allOf", "anyOf", "oneOf"), "there are too many combinations of its alternatives"),
     "lookarounds not supported": (("pattern", "patternProperties"), "word boundaries are not supported"),
 }
 """What messages begin with; the keywords they are about, and what is wrong with them, if the message does not say."""

@@ -29,6 +29,9 @@ _OPTIONS: JsonCompileOptions = {
 }
 
 
+_LONGEST_PROBLEM = 500
+
+
 def term_of(guidance: Guidance) -> JsonSchema | Regex | Choice | CFG:
     """The same as one of Outlines' types. Raises GuidanceInvalid for what is wrong with it."""
     from outlines import types
@@ -85,6 +88,8 @@ def lark_of(source: str) -> str:
 
 
 def refuse(field: str, problem: str) -> NoReturn:
+    if len(problem) > _LONGEST_PROBLEM:
+        problem = problem[:_LONGEST_PROBLEM] + "…"
     raise GuidanceInvalid(f"{field}: {problem}", field=field)
 
 

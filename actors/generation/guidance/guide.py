@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,10 @@ from mlx_serving.actors.errors import GenerationFailed, GuidanceInvalid, Serving
 if TYPE_CHECKING:
     import llguidance
 
+_TOKEN_SECONDS = 0.01
+_OVERTIME_SECONDS = 0.5
+"""CPU time that following one answer may take beyond _TOKEN_SECONDS a token: ambiguous grammars take ever more."""
+
 
 class Guide:
     """Follows one answer token by token. Made by a GuideCompiler; used on one thread, like the row it belongs to."""
@@ -19,11 +24,20 @@ class Guide:
     def __init__(self, matcher: llguidance.LLMatcher, field: str) -> None:
         self.matcher = matcher
         self._field = field
+        self._overtime = 0.0
 
     def advance(self, token_id: int) -> None:
-        """Take the next token of the answer. Raises GenerationFailed if it is not allowed here."""
+        """Take the next token of the answer.
+
+        Raises GenerationFailed if it is not allowed here, GuidanceInvalid if following has become too much.
+        """
+        began = time.thread_time()
         if not self.matcher.consume_token(token_id):
             raise self.failure or GenerationFailed(f"token {token_id} is not what the answer is held to")
+        self._overtime += max(0.0, time.thread_time() - began - _TOKEN_SECONDS)
+        if self._overtime > _OVERTIME_SECONDS:
+            text = f"{self._field}: this takes ever longer to follow: it would hold up every other answer"
+            raise GuidanceInvalid(text, field=self._field)
 
     def forced(self) -> list[int]:
         """The tokens that must follow, as far as that is certain. They are not taken yet."""
@@ -57,7 +71,9 @@ class Guide:
         return GenerationFailed(f"{self._field}: {reason}", field=self._field)
 
     def copy(self) -> Guide:
-        return Guide(self.matcher.deep_copy(), self._field)
+        guide = Guide(self.matcher.deep_copy(), self._field)
+        guide._overtime = self._overtime
+        return guide
 
     def rollback(self, count: int) -> None:
         """Take back the last `count` tokens."""

@@ -66,7 +66,9 @@ def _matcher(words: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatche
     import llguidance
 
     # The lexer's states take one or two kB each, and its fuel bounds how long one mask may take.
-    limits = llguidance.LLParserLimits(step_lexer_fuel=100_000, max_lexer_states=50_000, verbose_errors=False)
+    limits = llguidance.LLParserLimits(
+        max_items_in_row=10_000, step_lexer_fuel=100_000, max_lexer_states=50_000, verbose_errors=False
+    )
     return llguidance.LLMatcher(words, grammar, log_level=0, limits=limits)
 
 

@@ -106,6 +106,15 @@ def test_a_json_call_without_a_marker_counts_only_at_the_start(maker: Maker) -> 
     assert not guide.restricts
 
 
+def test_a_call_that_lacks_its_marker_is_held_to_its_schema_too(maker: Maker) -> None:
+    guide = maker.calls(LAZY)
+    maker.say(guide, ' {"name": "weather", "arguments": {"city')
+    assert len(maker.allowed(guide)) == 1
+    maker.say(guide, '": "Rome"}}')
+    assert not guide.restricts
+    maker.say(guide, CALL)
+
+
 def test_a_required_call_is_all_that_may_be_said(maker: Maker) -> None:
     guide = maker.calls(attrs.evolve(LAZY, lazy=False))
     assert not maker.tokenizer.eos_token_ids & maker.allowed(guide)

@@ -1,0 +1,127 @@
+"""Following an answer: what may come, what must, and going back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from support.guidance_sources import PERSON
+
+from mlx_serving.actors.errors import GenerationFailed
+from mlx_serving.actors.generation.guidance.guide import Guide
+from mlx_serving.actors.generation.guidance.masks import fill_draft_masks, fill_masks, new_masks
+from mlx_serving.actors.models.tokenizer import TextTokenizer
+
+Compile = Callable[..., Guide]
+EOS, PADDED_VOCABULARY = 2, 49_280
+
+
+def allowed(guide: Guide) -> set[int]:
+    masks = new_masks(1, PADDED_VOCABULARY)
+    fill_masks([guide], masks)
+    return set(np.flatnonzero(np.unpackbits(masks.view(np.uint8).ravel(), bitorder="little")).tolist())
+
+
+def say(guide: Guide, tokenizer: TextTokenizer, text: str) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    for token in ids:
+        guide.advance(token)
+    return ids
+
+
+def test_only_what_fits_may_follow(compiled: Compile, tokenizer: TextTokenizer) -> None:
+    guide = compiled("regex", "[0-9]{2}")
+    assert {tokenizer.decode([token]) for token in allowed(guide)} <= {str(number) for number in range(100)}
+    say(guide, tokenizer, "42")
+    assert guide.is_complete
+    assert allowed(guide) == {EOS}
+
+
+def test_the_end_may_come_where_the_answer_could_end(compiled: Compile, tokenizer: TextTokenizer) -> None:
+    guide = compiled("regex", "ab*")
+    assert EOS not in allowed(guide)
+    say(guide, tokenizer, "a")
+    assert EOS in allowed(guide)
+    assert not guide.is_complete
+    guide.advance(EOS)
+    assert guide.is_complete
+
+
+def test_ids_beyond_the_vocabulary_and_special_tokens_never_come(compiled: Compile, tokenizer: TextTokenizer) -> None:
+    tokens = allowed(compiled("regex", "(?s:.*)"))
+    assert max(tokens) < tokenizer.vocab_size
+    assert tokens & tokenizer.special_ids == {EOS}
+
+
+def test_a_token_that_does_not_fit_is_an_error(compiled: Compile, tokenizer: TextTokenizer) -> None:
+    guide = compiled("choice", '["yes"]')
+    with pytest.raises(GenerationFailed):
+        say(guide, tokenizer, "no")
+    assert guide.failure is not None
+
+
+def test_what_must_follow_is_told(compiled: Compile, tokenizer: TextTokenizer) -> None:
+    guide = compiled("json_schema", json.dumps(PERSON))
+    forced = guide.forced()
+    assert tokenizer.decode(forced).startswith('{"name":')
+    assert guide.fitting(forced) == len(forced)
+    free = compiled("json_object")
+    say(free, tokenizer, '{"a')
+    assert free.forced() == []
+
+
+def test_copies_go_their_own_ways(compiled: Compile, tokenizer: TextTokenizer) -> None:
+    guide = compiled("regex", "a(b|c)")
+    say(guide, tokenizer, "a")
+    other = guide.copy()
+    say(other, tokenizer, "b")
+    assert other.is_complete
+    assert not guide.is_complete
+    say(guide, tokenizer, "c")
+    assert guide.is_complete
+
+
+def test_tokens_are_taken_back(compiled: Compile, tokenizer: TextTokenizer) -> None:
+    guide = compiled("json_schema", json.dumps(PERSON))
+    start = allowed(guide)
+    ids = say(guide, tokenizer, '{"name": "Bob", "age": 7')
+    before = allowed(guide)
+    more = say(guide, tokenizer, "}")
+    assert guide.is_complete
+    guide.rollback(len(more))
+    assert allowed(guide) == before
+    guide.rollback(len(ids))
+    assert allowed(guide) == start
+    guide.rollback(0)
+
+
+def test_rows_without_a_guide_may_say_anything(compiled: Compile) -> None:
+    masks = new_masks(3, PADDED_VOCABULARY)
+    masks.fill(0)
+    guide = compiled("choice", '["yes", "no"]')
+    fill_masks([None, guide, None], masks)
+    assert (masks[0] == 0xFFFFFFFF).all()
+    assert (masks[2] == 0xFFFFFFFF).all()
+    assert 0 < np.bitwise_count(masks[1]).sum() < 12
+
+
+def test_masks_after_the_tokens_of_a_draft_are_those_after_saying_them(
+    compiled: Compile, tokenizer: TextTokenizer
+) -> None:
+    guide = compiled("json_schema", json.dumps(PERSON))
+    draft = tokenizer.encode('{"name": "', add_special_tokens=False)
+    width = len(draft) + 2
+    masks = new_masks(2 * width, PADDED_VOCABULARY).reshape(2, width, -1)
+    fill_draft_masks([None, guide], [[1, 2], draft], masks)
+    expected = []
+    for token in draft:
+        expected.append(new_masks(1, PADDED_VOCABULARY))
+        fill_masks([guide], expected[-1])
+        guide.advance(token)
+    expected.append(new_masks(1, PADDED_VOCABULARY))
+    fill_masks([guide], expected[-1])
+    assert (masks[1, : width - 1] == np.concatenate(expected)).all()
+    assert (masks[0] == 0xFFFFFFFF).all()
+    assert (masks[1, width - 1] == 0xFFFFFFFF).all()
