@@ -96,15 +96,10 @@ def tool_guidance(asked: GenerationRequested, form: AnswerFormat, tokenizer: Tex
     other kinds than JSON beside tools.
     """
     use = asked.tool_use
-
-    def token_of(marker: str) -> int | None:
-        token = tokenizer.backend.token_to_id(marker)
-        return token if token in tokenizer.special_ids else None
-
     source = calls_grammar(
         form.calls,
         _callable_tools(use),
-        token_of,
+        tokenizer.backend.token_to_id,
         lazy=form.lazy,
         parallel=use.parallel and use.mode != "named",
         answer=_json_answer(asked.guidance) if use.mode == "auto" else None,

@@ -10,9 +10,14 @@ Block = Callable[[Reader, str], Reading[bool]]
 """Reads what follows the marker that was found; whether there was a call. Fails its attempt where there was none."""
 
 
-def blocks(reader: Reader, markers: Sequence[str], block: Block, stray: Sequence[str] = ()) -> Reading[None]:
+def blocks(
+    reader: Reader,
+    markers: Sequence[str],
+    block: Block,
+    stray: Sequence[str] = (),
+    after_call: bool = False,
+) -> Reading[None]:
     """The whole answer. White space alone before a block is no content, and after one neither are `stray` markers."""
-    after_call = False
     while True:
         wanted = [*markers, *(stray if after_call else ())]
         marker = yield from _next(reader, wanted, after_call)

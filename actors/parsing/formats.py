@@ -21,14 +21,14 @@ PYTHON_TAG = "<|python_tag|>"
 class CallFormat:
     """How tool calls are written. `markers` are shown to the parser even where they are special tokens.
 
-    A call begins with one of `triggers`; with `leads`, only at the start of the answer. `id_length`: characters that
-    the family's templates want of a call's id; 0: any.
+    A call begins with one of `triggers`, or at the start of the answer with one of `leads`, in which %s is the tool's
+    name. `id_length`: characters that the family's templates want of a call's id; 0: any.
     """
 
     read: Callable[[tuple[Tool, ...]], Read]
     markers: tuple[str, ...]
     triggers: tuple[str, ...]
-    leads: bool = False
+    leads: tuple[str, ...] = ()
     id_length: int = 0
 
 
@@ -45,40 +45,54 @@ class ReasoningFormat:
     entry: str = ""
 
 
-def _hermes(_: tuple[Tool, ...]) -> Read:
+def _hermes(tools: tuple[Tool, ...]) -> Read:
+    """Some models leave the markers out, so an answer that begins with an object that calls a tool is a call too."""
+
     def block(reader: Reader, _: str) -> Reading[bool]:
         return (yield from json_calls.calls(reader, tagged_calls.CALL_END))
 
-    return lambda reader: blocks(reader, [tagged_calls.CALL], block, stray=[tagged_calls.CALL_END])
+    def read(reader: Reader) -> Reading[None]:
+        found = yield from _leading(reader, tools)
+        yield from blocks(reader, [tagged_calls.CALL], block, stray=[tagged_calls.CALL_END], after_call=found)
+
+    return read
 
 
 def _llama(tools: tuple[Tool, ...]) -> Read:
-    names = frozenset(tool.name for tool in tools)
-
     def block(reader: Reader, _: str) -> Reading[bool]:
-        return (yield from json_calls.calls(reader, "", names))
+        return (yield from json_calls.calls(reader, "", _names(tools)))
 
     def read(reader: Reader) -> Reading[None]:
-        space = yield from reader.skip_space()
-        if (yield from reader.peek()) == "{":
-            reader.attempt(space)
-            yield from block(reader, "")
-        else:
-            reader.attempt(space)
-            reader.fail()
-        yield from blocks(reader, [PYTHON_TAG], block)
+        found = yield from _leading(reader, tools)
+        yield from blocks(reader, [PYTHON_TAG], block, after_call=found)
 
     return read
+
+
+def _leading(reader: Reader, tools: tuple[Tool, ...]) -> Reading[bool]:
+    """Calls without a marker at the start of the answer."""
+    while not reader.text.lstrip() and not reader.ended:
+        yield
+    if not reader.text.lstrip().startswith("{"):
+        return False
+    reader.attempt("")
+    yield from reader.skip_space()
+    return (yield from json_calls.calls(reader, "", _names(tools)))
+
+
+def _names(tools: tuple[Tool, ...]) -> frozenset[str]:
+    return frozenset(tool.name for tool in tools)
 
 
 def _plain(read: Read) -> Callable[[tuple[Tool, ...]], Read]:
     return lambda _: read
 
 
+_LLAMA = '{"name": "%s", "parameters": '
 _TAGS = (tagged_calls.CALL, tagged_calls.CALL_END)
 
 CALLS: dict[str, CallFormat] = {
-    "hermes": CallFormat(_hermes, _TAGS, _TAGS[:1]),
+    "hermes": CallFormat(_hermes, _TAGS, _TAGS[:1], leads=('{"name": "%s", "arguments": ',)),
     "qwen3_coder": CallFormat(
         lambda tools: tagged_calls.Qwen3Coder(tools).read,
         (*_TAGS, tagged_calls.FUNCTION_END, tagged_calls.PARAMETER_END),
@@ -89,7 +103,7 @@ CALLS: dict[str, CallFormat] = {
         (*_TAGS, tagged_calls.KEY, tagged_calls.KEY_END, tagged_calls.VALUE, tagged_calls.VALUE_END),
         _TAGS[:1],
     ),
-    "llama3_json": CallFormat(_llama, (PYTHON_TAG,), ('{"name": "', PYTHON_TAG + '{"name": "'), leads=True),
+    "llama3_json": CallFormat(_llama, (PYTHON_TAG,), (), leads=(_LLAMA, PYTHON_TAG + _LLAMA)),
     "mistral": CallFormat(_plain(headed_calls.mistral), headed_calls.MISTRAL, headed_calls.MISTRAL[:1], id_length=9),
     "deepseek": CallFormat(_plain(headed_calls.deepseek), headed_calls.DEEPSEEK, headed_calls.DEEPSEEK[:1]),
     "deepseek_v31": CallFormat(_plain(headed_calls.deepseek), headed_calls.DEEPSEEK, headed_calls.DEEPSEEK[:1]),

@@ -150,6 +150,9 @@ def calls_grammar(
     is_one = form.only_one or not parallel or (lazy and form.repeats)
     more = "" if is_one else f"({text(form.between)} {call})*"
     start = f"{_lead(name, rules, lazy)} {form.opening(rules)} {call} {more} {form.closing(rules)}"
+    if name == "hermes" and lazy:
+        bare = any_of([_object(rules, tool, json.loads(tool.parameters)) for tool in tools])
+        start = f"{start} | {bare}"
     return rules.source(start if answer is None else f"{start} | {rules.json(answer, strict=True)}")
 
 

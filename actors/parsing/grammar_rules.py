@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 TokenOf = Callable[[str], int | None]
-"""The id of a marker that is a special token; None for one that is text like any other."""
+"""The id of a marker that is a token of its own; None for one that is written with several."""
 
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANYTHING = "/(?s:.*)/"
@@ -29,7 +29,7 @@ class Rules:
         return name
 
     def mark(self, marker: str) -> str:
-        """A marker, whether a special token or text."""
+        """A marker, whether one token or text."""
         token = self.token_of(marker)
         return text(marker) if token is None else f"<[{token}]>"
 

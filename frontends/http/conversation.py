@@ -19,7 +19,7 @@ from mlx_serving.frontends.http.kinds import (
     TokenIds,
 )
 from mlx_serving.frontends.http.problems import Problems, shown
-from mlx_serving.frontends.http.tools import CALLS
+from mlx_serving.frontends.http.tools import CALLS, AnyObject
 
 MOST_PROMPTS = 128
 _NOT_TEXT = ("image_url", "input_audio", "video_url", "file", "refusal")
@@ -54,6 +54,7 @@ _ANY_ROLE = (
     Parameter("name", Text(1, 256), "Handed to the chat template."),
     Parameter("reasoning_content", Text(), "What the assistant reasoned."),
     Parameter("reasoning", Text(), "Another name of reasoning_content."),
+    Parameter("parsed", AnyObject(), "Ignored: the OpenAI client keeps it beside content."),
     Parameter("function_call", Neutral(), "Not supported."),
     Parameter("refusal", Neutral(), "Not supported."),
     Parameter("annotations", Neutral(([],)), "Not supported."),

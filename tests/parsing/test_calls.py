@@ -191,6 +191,14 @@ def test_arguments_come_as_the_model_writes_them() -> None:
     assert parser.feed("b") == [Part("arguments", "b")]
 
 
+def test_hermes_may_leave_the_markers_out_at_the_start() -> None:
+    text = ' {"name": "now", "arguments": {"a": 1}}'
+    assert calls_in(parsed("hermes", text)) == [("now", {"a": 1})]
+    assert parsed("hermes", text, list(range(len(text)))) == parsed("hermes", text)
+    for words in ('{"name": "other", "arguments": {}}', f"So:{text}", '{"answer": 4}', ' {"na'):
+        assert parsed("hermes", words) == [Part("content", words)]
+
+
 def test_mistral_may_write_the_name_before_the_arguments() -> None:
     parts = parsed("mistral", HEADED_MISTRAL)
     assert calls_in(parts) == [("get_weather", json.loads(ARGUMENTS)), ("now", {})]

@@ -41,6 +41,8 @@ class _State:
     """Tokens of reasoning so far."""
     closed: int = 0
     """Of the forced end of reasoning, tokens said."""
+    leads: bool = True
+    """What was said of the answer may still be the beginning of a call that has no marker; it is all in `tail`."""
     held: _Held | None = None
     taken: int = 0
     """Tokens that `held` had taken."""
@@ -193,20 +195,14 @@ class PhasedGuide(Guide):
             return self._entered("held")
         if self._plan.open and self._plan.open_id is None and self._plan.open in text:
             return self._thinking(_State("thinking"))
-        if self._plan.leads:
-            return self._leading(text, token_id)
         found = [text.find(trigger) for trigger in self._plan.triggers if trigger in text]
+        said = text.lstrip() if state.leads else ""
+        if any(said.startswith(lead) for lead in self._plan.leads):
+            found = [len(text) - len(said)]
         if found and self._begin is not None:
             return self._triggered(text[min(found) :], token_id)
-        return _State("free", self._end(text))
-
-    def _leading(self, text: str, token_id: int) -> _State:
-        """A trigger at the start of the answer, or never."""
-        said = text.lstrip()
-        if any(said.startswith(trigger) for trigger in self._plan.triggers) and self._begin is not None:
-            return self._triggered(said, token_id)
-        may_come = any(trigger.startswith(said) for trigger in self._plan.triggers)
-        return _State("free", text if may_come else None)
+        leads = state.leads and any(lead.startswith(said) for lead in self._plan.leads)
+        return _State("free", text if leads else self._end(text), leads=leads)
 
     def _triggered(self, text: str, token_id: int) -> _State:
         """A call has begun with `text`, whose last token is this one. If it cannot be one, it is let go on."""
@@ -217,7 +213,7 @@ class PhasedGuide(Guide):
             for each in ids:
                 held.advance(each)
         except GenerationFailed:
-            return _State("free", None if self._plan.leads else "")
+            return _State("free", leads=False)
         return _State("held", held=held, taken=held.taken)
 
     def _holding(self, state: _State, token_id: int) -> _State:
@@ -225,8 +221,8 @@ class PhasedGuide(Guide):
         if held is None:
             return state
         held.advance(token_id)
-        if self._plan.lazy and self._plan.parallel and held.guide.is_complete and not self._plan.leads:
-            return _State("free")
+        if self._plan.lazy and self._plan.parallel and self._plan.triggers and held.guide.is_complete:
+            return _State("free", leads=False)
         return attrs.evolve(state, taken=held.taken)
 
     def _end(self, text: str) -> str:

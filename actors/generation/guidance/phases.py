@@ -15,7 +15,7 @@ from typing import Literal
 
 import attrs
 
-from mlx_serving.actors.messages.values import AnswerFormat
+from mlx_serving.actors.messages.values import AnswerFormat, Tool
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.actors.parsing.formats import CALLS, REASONING
 
@@ -27,8 +27,8 @@ class Plan:
     """What decides over the phases of one answer.
 
     `open_id` is the token that opens reasoning, None where that is no single token. `end_ids` are forced at `budget`.
-    With `lazy`, guidance holds from any of `triggers` on, if `leads` only at the start of the answer; without, from
-    `entry` on, or where that is empty from the start of the answer.
+    With `lazy`, guidance holds from any of `triggers` on, and from any of `leads` at the start of the answer; without,
+    from `entry` on, or where that is empty from the start of the answer.
     """
 
     text_of: Callable[[int], str]
@@ -43,7 +43,7 @@ class Plan:
     lazy: bool = False
     parallel: bool = True
     triggers: tuple[str, ...] = ()
-    leads: bool = False
+    leads: tuple[str, ...] = ()
     entry: str = ""
     eos_ids: frozenset[int] = frozenset()
 
@@ -61,7 +61,7 @@ class Plan:
     @property
     def watches(self) -> bool:
         """Whether anything that may come in the answer changes the phase."""
-        return bool(self.triggers or self.entry or (self.open and self.open_id is None))
+        return bool(self.triggers or self.leads or self.entry or (self.open and self.open_id is None))
 
     @property
     def must_go_on(self) -> bool:
@@ -71,7 +71,7 @@ class Plan:
     @property
     def longest(self) -> int:
         """Characters of text that must be remembered to see a marker in it."""
-        return max(map(len, (self.open, self.close, self.entry, *self.triggers)))
+        return max(map(len, (self.open, self.close, self.entry, *self.triggers, *self.leads)))
 
 
 def plan_of(
@@ -91,7 +91,7 @@ def plan_of(
         lazy=form.lazy,
         parallel=form.parallel,
         triggers=calls.triggers if calls is not None and form.lazy else (),
-        leads=calls is not None and calls.leads,
+        leads=_leads(calls.leads, form.tools) if calls is not None and form.lazy else (),
         eos_ids=eos_ids,
     )
     if not form.reasoning:
@@ -109,3 +109,7 @@ def plan_of(
         # The grammar of its calls lets reasoning come first by itself.
         return attrs.evolve(plan, entry="" if is_calls else span.entry)
     return attrs.evolve(plan, open_id=backend.token_to_id(span.open))
+
+
+def _leads(patterns: tuple[str, ...], tools: tuple[Tool, ...]) -> tuple[str, ...]:
+    return tuple(pattern.replace("%s", tool.name) for pattern in patterns for tool in tools)
