@@ -119,7 +119,7 @@ def check_base(adapter: AdapterRecord, folder: Path) -> None:
                 adapter, f"its {layer} is {inputs} to {outputs} and the adapter's {adapted.inputs} to {adapted.outputs}"
             )
     if adapter.form == "peft" and config.get("rope_traditional") and _turns(adapter.layers):
-        raise _unsuitable(adapter, "its query and key rows are in the order of GGUF files, not of PEFT's")
+        raise _unsuitable(adapter, "its query and key rows are interleaved (rope_traditional), and PEFT's are not")
 
 
 def _unsuitable(adapter: AdapterRecord, why: str) -> ModelLoadFailed:

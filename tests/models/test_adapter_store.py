@@ -88,15 +88,15 @@ def test_an_adapter_for_another_base_is_refused_with_the_first_difference(
     assert store.list() == []
 
 
-def test_peft_adapters_of_turned_rows_are_refused_for_imported_models(
+def test_peft_adapters_are_refused_for_models_with_interleaved_rows(
     base: ModelRecord, trained: Path, home: Path, tmp_path: Path
 ) -> None:
-    imported = tmp_path / "imported"
-    shutil.copytree(base.path, imported)
-    config = json.loads((imported / "config.json").read_text())
-    (imported / "config.json").write_text(json.dumps({**config, "rope_traditional": True}))
-    other = attrs.evolve(base, path=imported)
-    with pytest.raises(ModelLoadFailed, match="order of GGUF files"):
+    turned = tmp_path / "turned"
+    shutil.copytree(base.path, turned)
+    config = json.loads((turned / "config.json").read_text())
+    (turned / "config.json").write_text(json.dumps({**config, "rope_traditional": True}))
+    other = attrs.evolve(base, path=turned)
+    with pytest.raises(ModelLoadFailed, match="interleaved"):
         AdapterStore(home).add(as_peft(tmp_path / "peft", trained), other, "peft")
     assert AdapterStore(home).add(trained, other, "own").form == "mlx-lm"
 
