@@ -111,19 +111,27 @@ class Batch:
         if order is not None:
             self._reorder(order)
 
-    def check(self, drafts: mx.array, counts: Sequence[int], masks: mx.array | None = None) -> Check:
+    def check(
+        self,
+        drafts: mx.array,
+        counts: Sequence[int],
+        masks: mx.array | None = None,
+        drafted: mx.array | None = None,
+    ) -> Check:
         """The graph of a step in which the first `counts` [rows] of drafts [rows, width - 1] are proposed.
 
         `reserve` as many tokens as `width` before, and `settle` what of it has come true after. Log-probabilities are
-        those of the first token: rows that want them have nothing proposed.
+        those of the first token: rows that want them have nothing proposed. `drafted`: see `Sampler.ahead`.
         """
         adapters = [row.adapter for row in self.rows]
         self._adapters.select(adapters)
         drafts = drafts.astype(mx.int32)
         inputs = mx.concatenate([self._inputs[:, None].astype(mx.int32), drafts], axis=1)
         logits = self.cache.forward(inputs, is_plain=not any(adapters))
-        tokens = self._prepared_sampler().ahead(logits, drafts, masks).astype(mx.int32)
         is_proposed = mx.arange(drafts.shape[1]) < mx.array(list(counts), dtype=mx.int32)[:, None]
+        if drafted is not None:
+            drafted = mx.where(is_proposed[..., None], drafted, 0.0)
+        tokens = self._prepared_sampler().ahead(logits, drafts, masks, drafted).astype(mx.int32)
         is_accepted = mx.logical_and(tokens[:, :-1] == drafts, is_proposed)
         accepted = mx.cumprod(is_accepted.astype(mx.int32), axis=1).sum(axis=1)
         is_finite = mx.isfinite(mx.max(logits, axis=-1))

@@ -20,6 +20,7 @@ from mlx_serving.actors.generation.mlx_engine import loading
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.row import Row
 from mlx_serving.actors.generation.mlx_engine.rows_cache import Order
+from mlx_serving.actors.generation.mlx_engine.sampling import DRAFTING, Draw
 from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
@@ -27,6 +28,47 @@ from mlx_serving.config.schema import Generation
 
 _CLOSE = 16
 """Tokens that a row may be behind and still propose: they are taken in with the proposal."""
+
+
+@attrs.frozen(eq=False)
+class Drafts:
+    """What was proposed to some rows. `probabilities` [rows, tokens, vocabulary] are those that it was drawn with, 0 in
+    rows that accept nothing by chance; None if there are no others."""
+
+    tokens: list[list[int]]
+    probabilities: mx.array | None
+
+
+class _Drawing:
+    """Draws proposals as the rows themselves would draw.
+
+    A row with a seed has the same number decide that will decide about its own token, so that the two agree often.
+    """
+
+    def __init__(self, rows: Sequence[Row], vocab_size: int) -> None:
+        self._rows = [row.sampling for row in rows]
+        self._draw = Draw([row.parameters for row in self._rows])
+        self._vocab_size = vocab_size
+        self._drawn: list[mx.array] = []
+        self._place = 0
+
+    def next(self, logits: mx.array) -> mx.array:
+        """Tokens [rows] from logits [rows, vocabulary]."""
+        logits = logits[:, : self._vocab_size]
+        streams = [DRAFTING if row.rejects else 0 for row in self._rows]
+        uniform = [row.uniform(self._place, stream) for row, stream in zip(self._rows, streams, strict=True)]
+        if any(row.rejects for row in self._rows):
+            weights = self._draw.weights(logits)
+            self._drawn.append(weights / weights.sum(axis=-1, keepdims=True))
+        self._place += 1
+        return self._draw(logits, uniform).astype(mx.uint32)
+
+    def probabilities(self, places: Sequence[int]) -> mx.array | None:
+        """Of all tokens drawn for the rows at these places."""
+        if not self._drawn:
+            return None
+        rejecting = mx.array([self._rows[place].rejects for place in places], dtype=mx.float32)
+        return mx.stack(self._drawn, axis=1)[mx.array(list(places))] * rejecting[:, None, None]
 
 
 @attrs.define(eq=False)
@@ -90,7 +132,7 @@ class DraftModel:
         """Whether it can propose something to the row."""
         return any(held.row is row for held in self._held)
 
-    def propose(self, rows: Sequence[Row], count: int) -> list[list[int]]:
+    def propose(self, rows: Sequence[Row], count: int) -> Drafts:
         """`count` tokens for each of these rows, all of them ready. Waits for the device."""
         self._cache.drop([held.compare() for held in self._held])
         order = self._cache.reserve(count + max(len(held.pending) for held in self._held))
@@ -98,16 +140,17 @@ class DraftModel:
             self._reorder(order)
         wanted = set(rows)
         asked = [held.row in wanted for held in self._held]
-        drafts = [self._take_in(asked)]
+        drawing = _Drawing([held.row for held in self._held], self._vocab_size)
+        drafts = [drawing.next(self._take_in(asked))]
         for _ in range(count - 1):
-            drafts.append(self._next(self._cache.forward(drafts[-1][:, None])[:, -1]))
+            drafts.append(drawing.next(self._cache.forward(drafts[-1][:, None])[:, -1]))
         tokens: Any = mx.stack(drafts, axis=1).tolist()
         idle = [0 if each else count - 1 for each in asked]
         self._cache.drop(idle)
         for held, proposed, is_asked in zip(self._held, tokens, asked, strict=True):
             held.tail = proposed[: count - 1] if is_asked else []
-        said = {held.row: proposed for held, proposed in zip(self._held, tokens, strict=True)}
-        return [said[row] for row in rows]
+        places = {held.row: place for place, held in enumerate(self._held)}
+        return Drafts([tokens[places[row]] for row in rows], drawing.probabilities([places[row] for row in rows]))
 
     def measured_seconds(self, clock: Clock) -> float:
         """Of a pass of one token; the first one compiles what it needs."""
@@ -115,7 +158,7 @@ class DraftModel:
         token, before = mx.zeros((1, 8), dtype=mx.uint32), 0.0
         for _ in range(3):
             before = clock()
-            token = self._next(self._model(token, cache=caches)[:, -1])[:, None]
+            token = mx.argmax(self._model(token, cache=caches)[:, -1], axis=-1)[:, None]
             mx.eval(token)
         return clock() - before
 
@@ -125,7 +168,8 @@ class DraftModel:
         self._held, self._filling = [], []
 
     def _take_in(self, asked: Sequence[bool]) -> mx.array:
-        """The first proposal of every row, after what it has said since the last; of rows not asked, nothing."""
+        """Logits [rows, vocabulary] after what each row has said since the last proposal; rows not asked take in
+        nothing."""
         pending = [held.pending if is_asked else [] for held, is_asked in zip(self._held, asked, strict=True)]
         width = max(map(len, pending))
         inputs = mx.array([[*ids, *[0] * (width - len(ids))] for ids in pending], dtype=mx.uint32)
@@ -134,10 +178,7 @@ class DraftModel:
         for held, ids in zip(self._held, pending, strict=True):
             held.length += len(ids)
         last = mx.array([max(0, len(ids) - 1) for ids in pending])
-        return self._next(mx.take_along_axis(logits, last[:, None, None], axis=1)[:, 0])
-
-    def _next(self, logits: mx.array) -> mx.array:
-        return mx.argmax(logits[:, : self._vocab_size], axis=-1).astype(mx.uint32)
+        return mx.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
 
     def _fill(self, held: _Held, budget: int) -> int:
         """Prefill a row up to its last id; how many tokens that took."""

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 import attrs
 import mlx.core as mx
 
-from mlx_serving.actors.generation.mlx_engine import draw_kernel
+from mlx_serving.actors.generation.mlx_engine import draw_kernel, rejection
 from mlx_serving.actors.generation.mlx_engine.penalties import Adjustments, History
 from mlx_serving.actors.messages.values import Sampling
 
 _NARROW = 1024
 """Candidates that a partition keeps where top-k allows no more: cheaper than sorting the vocabulary."""
+ACCEPTANCE, DRAFTING = 1, 2
+"""Streams of uniform numbers: of accepting drafts and of drawing them; 0 is that of the answer."""
 _UNLIMITED = 2**31 - 1
 _MASK = (1 << 64) - 1
 
@@ -51,10 +53,16 @@ class RowSampling:
         seed = _step(parameters.seed or 0, choice) if seeded else secrets.randbits(64)
         return cls(parameters, seed & _MASK, History(prompt_ids))
 
-    def uniform(self, ahead: int = 0) -> float:
+    def uniform(self, ahead: int = 0, stream: int = 0) -> float:
         """For the position `ahead` of the current one, in [0, 1); 23 bits, so that a float32 product stays below
-        the whole."""
-        return float(_step(self.key, self.position + ahead) >> 41) * 2.0**-23
+        the whole. Each stream has numbers of its own."""
+        key = _step(self.key, -stream) if stream else self.key
+        return float(_step(key, self.position + ahead) >> 41) * 2.0**-23
+
+    @property
+    def rejects(self) -> bool:
+        """Whether tokens drafted for it are accepted or rejected by chance: with a seed the answer must not change."""
+        return self.parameters.temperature > 0 and self.parameters.seed is None
 
     def rewind(self, answer_ids: list[int]) -> None:
         """Return to just after these tokens of the answer."""
@@ -116,10 +124,15 @@ class Draw:
             logits = self._masks.apply(logits, masks)
         if self.is_greedy:
             return mx.argmax(logits, axis=-1)
-        scaled = logits.astype(mx.float32) * self._inverse_temperature
-        weights = mx.exp(scaled - mx.max(scaled, axis=-1, keepdims=True))
-        tokens = _pick(self._filtered(weights), _column(uniform))
+        tokens = rejection.pick(self.weights(logits), _column(uniform))
         return tokens if self._greedy is None else mx.where(self._greedy, mx.argmax(logits, axis=-1), tokens)
+
+    def weights(self, logits: mx.array, masks: mx.array | None = None) -> mx.array:
+        """What each token is drawn in proportion to, [rows, vocabulary]; of greedy rows without meaning."""
+        if masks is not None:
+            logits = self._masks.apply(logits, masks)
+        scaled = logits.astype(mx.float32) * self._inverse_temperature
+        return self._filtered(mx.exp(scaled - mx.max(scaled, axis=-1, keepdims=True)))
 
     def _numbers(self, uniform: Sequence[float]) -> mx.array:
         """What the kernel takes, [rows, 4]."""
@@ -160,11 +173,14 @@ class Sampler:
             row.position += 1
         return tokens
 
-    def ahead(self, logits: mx.array, drafts: mx.array, masks: mx.array | None = None) -> mx.array:
-        """Token ids [rows, width] from logits [rows, width, vocabulary]: what each row draws at each place, if what it
-        draws before that is drafts [rows, width - 1]. `masks` are [rows, width, vocabulary / 32].
+    def ahead(
+        self, logits: mx.array, drafts: mx.array, masks: mx.array | None = None, drafted: mx.array | None = None
+    ) -> mx.array:
+        """Token ids [rows, width] from logits [rows, width, vocabulary]: what each row says at each place, if what it
+        says before that is drafts [rows, width - 1]. `masks` are [rows, width, vocabulary / 32].
 
-        The rows stay where they are until `advance`.
+        `drafted`: probabilities [rows, width - 1, vocabulary] that the drafts were drawn with, 0 where they were not
+        drawn. Those are accepted or rejected by chance, see `rejection`. The rows stay where they are until `advance`.
         """
         rows, width, vocab_size = logits.shape
         if self._adjustments is not None:
@@ -175,7 +191,19 @@ class Sampler:
         draw = self._wide_draws[width]
         uniform = () if draw.is_greedy else [row.uniform(place) for row in self._rows for place in range(width)]
         flat = None if masks is None else masks.reshape(rows * width, -1)
-        return draw(logits, uniform, flat).reshape(rows, width)
+        tokens = draw(logits, uniform, flat).reshape(rows, width)
+        if drafted is None:
+            return tokens
+        drafted = mx.pad(drafted, [(0, 0), (0, 0), (0, vocab_size - drafted.shape[2])])
+        weights = draw.weights(logits, flat).reshape(rows, width, vocab_size)
+        chances = [row.uniform(place, ACCEPTANCE) for row in self._rows for place in range(width - 1)]
+        rest = [row.uniform(place) for row in self._rows for place in range(width - 1)]
+        judged = rejection.judged(
+            weights[:, :-1], drafts, drafted, *(mx.array(each).reshape(rows, width - 1) for each in (chances, rest))
+        )
+        is_drawn = mx.any(drafted > 0, axis=-1)
+        said = mx.where(is_drawn, judged, tokens[:, :-1])
+        return mx.concatenate([said, tokens[:, -1:]], axis=1)
 
     def advance(self, tokens: mx.array, counts: Sequence[int]) -> None:
         """The rows have said the first `counts` [rows] of tokens [rows, width]."""
@@ -227,10 +255,3 @@ def _order(parameters: Sequence[Sampling]) -> _Order | None:
 
 def _column(values: Sequence[float]) -> mx.array:
     return mx.array(list(values), dtype=mx.float32)[:, None]
-
-
-def _pick(weights: mx.array, uniform: mx.array) -> mx.array:
-    """Each row's first index where the cumulative weight passes `uniform` of the whole, never of weight 0."""
-    mass = mx.cumsum(weights, axis=-1)
-    target = uniform * mx.max(mass, axis=-1, keepdims=True)
-    return mx.argmax(mx.logical_and(mass > target, weights > 0), axis=-1)

@@ -48,6 +48,14 @@ class Checked:
     """Of each row with a proposal."""
 
 
+@attrs.frozen(eq=False)
+class _Drafted:
+    """The draft model's proposals, and the probabilities that they were drawn with, in the same order."""
+
+    tokens: dict[Row, list[int]] = attrs.field(factory=dict)
+    probabilities: mx.array | None = None
+
+
 class Speculator:
     """Of one model. Its costs and what it knows of acceptance outlast the rows."""
 
@@ -92,14 +100,14 @@ class Speculator:
     def check(self, batch: Batch, plan: Plan, masks_of: DraftMasks) -> Checked | None:
         """Propose, check and settle; None if no row has anything to propose after all. Waits for the device."""
         batch.reserve(plan.tokens + 1)
-        proposals = self._proposals(batch.rows, plan)
+        proposals, drafted = self._proposals(batch.rows, plan)
         width = 1 + max((len(each.tokens) for each in proposals if each), default=0)
         if width == 1:
             return None
         drafts = [each.tokens if each else [] for each in proposals]
         masks = masks_of(batch.rows, drafts, width)
         padded = mx.array([[*draft, *[0] * (width - 1 - len(draft))] for draft in drafts], dtype=mx.int32)
-        check = batch.check(padded, list(map(len, drafts)), masks)
+        check = batch.check(padded, list(map(len, drafts)), masks, _spread(drafted, batch.rows, width - 1))
         said = check.read()
         batch.settle(check, [len(tokens) for tokens in said])
         accepted = []
@@ -146,18 +154,18 @@ class Speculator:
         _log.exception("the draft model failed and is left out from now on")
         self._draft = None
 
-    def _proposals(self, rows: Sequence[Row], plan: Plan) -> list[Proposal | None]:
+    def _proposals(self, rows: Sequence[Row], plan: Plan) -> tuple[list[Proposal | None], _Drafted]:
         known = [self._known(row) for row in rows]
         most = [min(plan.tokens, _room(row)) for row in rows]
         lookups = [each.lookup_offer(length) if each else None for each, length in zip(known, most, strict=True)]
-        drafted = self._drafted(rows, known, lookups, most) if plan.choice == 1 else {}
+        drafted = self._drafted(rows, known, lookups, most) if plan.choice == 1 else _Drafted()
         proposals: list[Proposal | None] = []
         for row, each, lookup, length in zip(rows, known, lookups, most, strict=True):
-            if row in drafted:
-                proposals.append(Proposal(drafted[row][:length], is_drafted=True))
+            if row in drafted.tokens:
+                proposals.append(Proposal(drafted.tokens[row][:length], is_drafted=True))
             else:
                 proposals.append(each.look_up(length) if each is not None and lookup is not None else None)
-        return proposals
+        return proposals, drafted
 
     def _drafted(
         self,
@@ -165,7 +173,7 @@ class Speculator:
         known: Sequence[RowSpeculation | None],
         lookups: Sequence[Offer | None],
         most: Sequence[int],
-    ) -> dict[Row, list[int]]:
+    ) -> _Drafted:
         """The draft model's proposals for the rows whose text has nothing better."""
         self._draft_seconds = 0.0
         asking = []
@@ -174,17 +182,17 @@ class Speculator:
             if offer is not None and _better(lookup, offer) is offer:
                 asking.append(row)
         if self._draft is None or not asking:
-            return {}
+            return _Drafted()
         count = max(length for row, length in zip(rows, most, strict=True) if row in asking)
         before = self._clock()
         try:
             proposed = self._draft.propose(asking, count)
         except Exception:
             self._give_up()
-            return {}
+            return _Drafted()
         self._draft_seconds = self._clock() - before
         self._costs.saw_draft(len(asking), count, self._draft_seconds)
-        return dict(zip(asking, proposed, strict=True))
+        return _Drafted(dict(zip(asking, proposed.tokens, strict=True)), proposed.probabilities)
 
 
 def speculator_for(
@@ -218,6 +226,16 @@ def measured_costs(cache: RowsCache, caches: Caches, clock: Clock) -> StepCosts:
             cache.drop([width])
             curve[width] = clock() - before
     return StepCosts(curve)
+
+
+def _spread(drafted: _Drafted, rows: Sequence[Row], width: int) -> mx.array | None:
+    """The probabilities [rows, width, vocabulary] of every row in the batch, 0 for those that were not drafted for."""
+    given = drafted.probabilities
+    if given is None:
+        return None
+    spread = mx.zeros((len(rows), width, given.shape[2]))
+    spread[mx.array([rows.index(row) for row in drafted.tokens])] = given[:, :width]
+    return spread
 
 
 def _room(row: Row) -> int:
