@@ -10,7 +10,7 @@ from mlx_serving.actors.messages.admission import (
     GenerationRequested,
     TokenizeRequested,
 )
-from mlx_serving.actors.messages.values import CACHE_TIERS, PRIORITIES, ChatMessage, Sampling, Stopping, pack_ids
+from mlx_serving.actors.messages.values import CACHE_TIERS, PRIORITIES, Sampling, Stopping, pack_ids
 from mlx_serving.frontends.stdio.guidance import guidance
 from mlx_serving.frontends.stdio.parameters import (
     Parameter,
@@ -19,13 +19,13 @@ from mlx_serving.frontends.stdio.parameters import (
     flag,
     many,
     real,
-    record,
     stream_id,
     string,
     token,
     unsupported,
     whole,
 )
+from mlx_serving.frontends.stdio.tools import MESSAGES, TOOLS, object_text, tool_use
 
 MOST_IN_BATCH = 100
 """Requests in one batch: as many as may be pending one by one."""
@@ -66,10 +66,10 @@ PROGRESS = ("partialResultToken", "progressToken")
 """Names of the token by which an editor asks to be told by `$/progress`."""
 _PROGRESS = tuple(Parameter(name, token) for name in PROGRESS)
 
-_MESSAGE = record(
-    Parameter("role", choice("system", "user", "assistant", "tool"), required=True),
-    Parameter("content", string(), required=True),
-    Parameter("name", string(1, 256)),
+_REASONING = (
+    Parameter("reasoning_effort", choice("none", "minimal", "low", "medium", "high", "xhigh")),
+    Parameter("thinking_budget", whole(0, 2**31 - 1)),
+    Parameter("chat_template_kwargs", object_text),
 )
 
 NONE: tuple[Parameter, ...] = ()
@@ -89,11 +89,13 @@ PROMPT = (_MODEL, Parameter("prompt", string(1), required=True), *_SAMPLING, *_S
 GENERATE = (*PROMPT, *_PROGRESS)
 CHAT = (
     _MODEL,
-    Parameter("messages", many(_MESSAGE, shortest=1), required=True),
+    Parameter("messages", MESSAGES, required=True),
     *_SAMPLING,
     *_STOPPING,
     *_SPECULATION,
     *_DELIVERY,
+    *TOOLS,
+    *_REASONING,
     *_PROGRESS,
 )
 TOKENIZE = (_MODEL, Parameter("text", string(), required=True), Parameter("add_special_tokens", flag))
@@ -119,7 +121,13 @@ def generation(values: Mapping[str, Any], model: str, window: int) -> Generation
     stopping = {ours: values[name] for name, ours in _STOPPING_NAMES.items() if name in values}
     content: dict[str, Any] = {"prompt": values.get("prompt")}
     if "messages" in values:
-        content = {"messages": tuple(ChatMessage(**message) for message in values["messages"])}
+        content = {
+            "messages": values["messages"],
+            "tool_use": tool_use(values),
+            "template_arguments": values.get("chat_template_kwargs", "{}"),
+            "reasoning_effort": values.get("reasoning_effort"),
+            "thinking_budget": values.get("thinking_budget"),
+        }
     return GenerationRequested(
         request_id=0,
         model=model,

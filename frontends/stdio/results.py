@@ -18,6 +18,7 @@ from mlx_serving.actors.messages.frontend import (
     Tokenized,
 )
 from mlx_serving.actors.messages.values import unpack_ids
+from mlx_serving.frontends.stdio.chunks import Token
 
 _COUNTER = re.compile(r"^([A-Za-z_:][A-Za-z0-9_:]*_total)(?:\{.*\})? (\S+)", re.MULTILINE)
 
@@ -109,7 +110,7 @@ def stats(finished: RequestFinished) -> dict[str, Any]:
 
 def completion(
     started: dict[str, Any],
-    text: str,
+    told: list[Token],
     token_ids: Iterable[int],
     reason: str | None,
     finished: RequestFinished,
@@ -118,13 +119,14 @@ def completion(
     usage = finished.usage
     return {
         **started,
-        "text": text,
+        **spoken(told),
         "token_ids": list(token_ids),
         "finish_reason": reason,
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "cached_tokens": usage.cached_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
             "accepted_draft_tokens": usage.drafts.accepted,
             "rejected_draft_tokens": usage.drafts.rejected,
             "accepted_prediction_tokens": usage.drafts.accepted_prediction,
@@ -132,6 +134,27 @@ def completion(
         },
         "stats": stats(finished),
     }
+
+
+def spoken(told: list[Token]) -> dict[str, Any]:
+    """All text of a stream; its reasoning and its calls if there are any."""
+    said: dict[str, Any] = {"text": "".join(token["token"] for token in told)}
+    if reasoning := "".join(token.get("reasoning_content", "") for token in told):
+        said["reasoning_content"] = reasoning
+    if calls := _calls(told):
+        said["tool_calls"] = calls
+    return said
+
+
+def _calls(told: list[Token]) -> list[dict[str, Any]]:
+    calls: dict[int, dict[str, Any]] = {}
+    for part in (each for token in told for each in token.get("tool_calls", ())):
+        function = part["function"]
+        if "name" in function:
+            calls[part["index"]] = {"id": part["id"], "type": "function", "function": {**function}}
+        else:
+            calls[part["index"]]["function"]["arguments"] += function["arguments"]
+    return [calls[index] for index in sorted(calls)]
 
 
 def _model(model: ServedModel) -> dict[str, Any]:

@@ -138,8 +138,7 @@ class Streams:
             finished = await follower.follow()
         finally:
             self._sources.pop(opened.stream_id, None)
-        text = "".join(token["token"] for token in follower.told)
-        return results.completion(opened.started(), text, follower.token_ids, follower.reason, finished)
+        return results.completion(opened.started(), follower.told, follower.token_ids, follower.reason, finished)
 
     def cancel(self, stream_id: str) -> bool:
         """End the stream; its terminal event says that it was cancelled. False if there is no such stream."""
