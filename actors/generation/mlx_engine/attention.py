@@ -32,14 +32,7 @@ def _handing_over(attention: Callable[..., Any]) -> Callable[..., Any]:
     """`attention` for every cache but those that attend themselves. It has mlx-lm's signature."""
 
     @functools.wraps(attention)
-    class Redirected:
-    """mlx-lm's function, or one of ours with its signature, but for the caches that attend themselves."""
-
-    def __init__(self, theirs: Callable[..., Any]) -> None:
-        self._theirs = theirs
-
-    def __call__(
-        self,
+    def handing_over(
         queries: mx.array,
         keys: Any,
         values: Any,
@@ -50,16 +43,18 @@ def _handing_over(attention: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         if isinstance(cache, AttendingCache):
             return cache.attend(queries, keys, values, scale, sinks)
-        return self._theirs(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+        return attention(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+
+    _handing.add(handing_over)
+    return handing_over
 
 
 def redirect_attention(model: Any) -> int:
     """Let every module of mlx-lm that `model` is made of call ours. Returns how many do."""
     names = {type(module).__module__ for module in model.modules()}
-    redirected = 0
-    for module in [sys.modules[name] for name in names if name in sys.modules]:
-        theirs = getattr(module, _NAME, None)
-        if theirs is base.scaled_dot_product_attention or theirs is functions.scaled_dot_product_attention:
-            setattr(module, _NAME, Redirected(theirs))
-        redirected += isinstance(getattr(module, _NAME, None), Redirected)
-    return redirected
+    modules = [sys.modules[name] for name in names if hasattr(sys.modules.get(name), _NAME)]
+    for module in modules:
+        attention = getattr(module, _NAME)
+        if attention not in _handing:
+            setattr(module, _NAME, _handing_over(attention))
+    return len(modules)
