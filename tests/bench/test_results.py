@@ -94,11 +94,10 @@ def test_the_table_replaces_only_what_stands_between_the_markers(tmp_path: Path)
 
 def test_a_saved_result_carries_machine_versions_and_native_choice(tmp_path: Path) -> None:
     report.save(tmp_path, "pipeline", header(), {"x": 1})
-    document = report.read(tmp_path, "pipeline")
-    assert document is not None
+    (document,) = report.read_all(tmp_path, "pipeline")
     assert document["result"] == {"x": 1}
     assert {"machine", "versions", "native", "python", "commit"} <= set(document)
-    assert report.read(tmp_path, "compare") is None
+    assert report.read_all(tmp_path, "compare") == []
 
 
 def test_ratios_are_taken_within_each_repetition() -> None:
@@ -123,8 +122,7 @@ def test_the_table_says_which_objectives_were_met(tmp_path: Path) -> None:
     verdicts = [row.verdict for row in rows.compare_rows(_compared(0.98))]
     assert verdicts == ["", "", "yes", "", "no"]
     report.save(tmp_path, "compare", header(), _compared(1.2))
-    document = report.read(tmp_path, "compare")
-    assert document is not None
+    (document,) = report.read_all(tmp_path, "compare")
     table = report.markdown(rows.ROWS["compare"](document["result"]), document)
     assert "this server in units of mlx_lm.server | 1.20 times (1.20 to 1.20)" in table
     assert "no |" not in table

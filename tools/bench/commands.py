@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -14,6 +15,8 @@ import click
 from tools.bench import load as loading
 from tools.bench import report
 from tools.bench.header import header
+from tools.bench.inside.child import MEASURES
+from tools.bench.inside.child import serve as serve_inside
 from tools.bench.peers import llama_server
 from tools.bench.pipeline import request
 from tools.bench.precision import copy_in_float32
@@ -36,17 +39,18 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--quick/--full", "quick", default=True, help="Show that it works, or measure [quick]."),
         click.option("--llama-server", "llama", type=_FILE, help="Binary of one more peer."),
         click.option("--gguf", type=_FILE, help="The model's file for that peer."),
+        click.option("--draft", default="", help="Draft model of the speculation benchmark."),
     )
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def _run_from(model: str, out: Path | None, quick: bool, llama: Path | None, gguf: Path | None) -> Run:
+def _run_from(model: str, out: Path | None, quick: bool, llama: Path | None, gguf: Path | None, draft: str) -> Run:
     if (llama is None) != (gguf is None):
         raise click.UsageError("--llama-server and --gguf belong together")
     peers = (llama_server(llama, gguf),) if llama is not None and gguf is not None else ()
-    return Run(model, out or Path("build/benchmarks") / report.stamp(), QUICK if quick else FULL, peers)
+    return Run(model, out or Path("build/benchmarks") / report.stamp(), QUICK if quick else FULL, peers, draft)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,8 +63,8 @@ def main() -> None:
 def _add(name: str) -> None:
     @main.command(name.replace("_", "-"), help=f"Run the {name.replace('_', ' ')} benchmark.")
     @_common
-    def command(model: str, out: Path | None, quick: bool, llama: Path | None, gguf: Path | None) -> None:
-        _carry_out(name, _run_from(model, out, quick, llama, gguf))
+    def command(**options: Any) -> None:
+        _carry_out(name, _run_from(**options))
 
 
 for _name in BENCHMARKS:
@@ -70,7 +74,7 @@ for _name in BENCHMARKS:
 def _carry_out(name: str, run: Run) -> None:
     before = header()
     result = BENCHMARKS[name](run)
-    path = report.save(run.out, name, before, result)
+    path = report.save(run.out, name, before, result, "" if name not in MEASURES else result["model"])
     report.show(name, ROWS[name](result))
     click.echo(path)
 
@@ -78,9 +82,9 @@ def _carry_out(name: str, run: Run) -> None:
 @main.command("all")
 @_common
 @click.option("--write/--no-write", default=False, help="Put the table into docs/benchmarks.md.")
-def everything(model: str, out: Path | None, quick: bool, llama: Path | None, gguf: Path | None, write: bool) -> None:
+def everything(write: bool, **options: Any) -> None:
     """Run every benchmark; one that fails is reported at the end and does not stop the others."""
-    run = _run_from(model, out, quick, llama, gguf)
+    run = _run_from(**options)
     failed = []
     for name in BENCHMARKS:
         try:
@@ -88,28 +92,32 @@ def everything(model: str, out: Path | None, quick: bool, llama: Path | None, gg
         except Exception as error:
             failed.append(f"{name}: {error}")
             click.secho(failed[-1], fg="red", err=True)
-    _table(run.out, write)
+    _table([run.out], write)
     if failed:
         raise click.ClickException("; ".join(failed))
 
 
 @main.command()
-@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--write/--no-write", default=False, help="Put the table into docs/benchmarks.md.")
-def table(results: Path, write: bool) -> None:
-    """Print the table of a folder of results as Markdown."""
+@click.argument("results", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1, required=True)
+@click.option("--write/--no-write", default=False, help="Put the tables into docs/benchmarks.md.")
+def table(results: tuple[Path, ...], write: bool) -> None:
+    """Print a table for each folder of results as Markdown."""
     _table(results, write)
 
 
-def _table(results: Path, write: bool) -> None:
-    documents = {name: document for name in ROWS if (document := report.read(results, name)) is not None}
-    if not documents:
-        raise click.ClickException(f"{results} has no results")
-    rows = [row for name, document in documents.items() for row in ROWS[name](document["result"])]
-    block = report.markdown(rows, next(iter(documents.values())))
+def _table(folders: Sequence[Path], write: bool) -> None:
+    block = "\n\n".join(_table_of(folder) for folder in folders)
     click.echo(block)
     if write:
         report.write_between_markers(DOCUMENT, block)
+
+
+def _table_of(folder: Path) -> str:
+    documents = [(name, document) for name in ROWS for document in report.read_all(folder, name)]
+    if not documents:
+        raise click.ClickException(f"{folder} has no results")
+    rows = [row for name, document in documents for row in ROWS[name](document["result"])]
+    return report.markdown(rows, documents[0][1])
 
 
 @main.command("load")
@@ -166,6 +174,16 @@ def generator() -> None:
 def float32(folder: Path, copy: Path) -> None:
     """Copy a model folder in float32 where this server computes in it; the other commands start this."""
     copy_in_float32(folder, copy)
+
+
+@main.command(hidden=True)
+@click.argument("name", type=click.Choice(MEASURES))
+@click.argument("model")
+@click.option("--quick/--full", "quick", default=True)
+@click.option("--draft", default="")
+def inside(name: str, model: str, quick: bool, draft: str) -> None:
+    """Measure the engine in this process; the other commands start this."""
+    serve_inside(name, model, quick, draft)
 
 
 @main.command(hidden=True)

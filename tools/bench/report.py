@@ -31,10 +31,13 @@ class Row:
         return "" if self.met is None else "yes" if self.met else "no"
 
 
-def save(out: Path, name: str, header: dict[str, Any], result: dict[str, Any]) -> Path:
-    """Write `result` under its name, with the header taken before it was measured; the path of the file."""
+def save(out: Path, name: str, header: dict[str, Any], result: dict[str, Any], model: str = "") -> Path:
+    """Write `result` under its name, with the header taken before it was measured; the path of the file.
+
+    `model` tells results of one benchmark with several models apart.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}.json"
+    path = out / (f"{name}@{model.replace(':', '-')}.json" if model else f"{name}.json")
     document = {"benchmark": name, **header, "result": result}
     path.write_text(dumps(document) + "\n")
     return path
@@ -45,13 +48,10 @@ def dumps(document: Any) -> str:
     return json.dumps(document, indent=1)
 
 
-def read(out: Path, name: str) -> dict[str, Any] | None:
-    """What `save` wrote; None when that benchmark was not run."""
-    path = out / f"{name}.json"
-    if not path.exists():
-        return None
-    document: dict[str, Any] = json.loads(path.read_text())
-    return document
+def read_all(out: Path, name: str) -> list[dict[str, Any]]:
+    """What `save` wrote of one benchmark, of all models."""
+    paths = [out / f"{name}.json", *sorted(out.glob(f"{name}@*.json"))]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def show(title: str, rows: Sequence[Row]) -> None:

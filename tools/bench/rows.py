@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from tools.bench.inside_rows import engine_rows, masks_rows, prefill_rows, prefix_rows, speculation_rows
 from tools.bench.report import Row
 
 
@@ -176,5 +177,10 @@ ROWS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "slow_reader": slow_reader_rows,
     "startup": startup_rows,
     "blas": blas_rows,
+    "engine": engine_rows,
+    "prefill": prefill_rows,
+    "prefix": prefix_rows,
+    "speculation": speculation_rows,
+    "masks": masks_rows,
 }
 """Rows of each benchmark, in the order of the table."""

@@ -12,11 +12,12 @@ from tools.bench.blas import blas as measure_blas
 from tools.bench.compare import Plan
 from tools.bench.compare import compare as measure_compare
 from tools.bench.equality import equality as measure_equality
+from tools.bench.inside.child import MEASURES, measure
 from tools.bench.memory import memory as measure_memory
 from tools.bench.peers import Recipe, Server, mlx_lm_server, ours
 from tools.bench.pipeline import measure as measure_pipeline
 from tools.bench.precision import peer_folder
-from tools.bench.sizes import Size
+from tools.bench.sizes import QUICK, Size
 from tools.bench.slow_reader import slow_reader as measure_slow_reader
 from tools.bench.startup import startup as measure_startup
 from tools.bench.store import model_folder
@@ -30,6 +31,8 @@ class Run:
     out: Path
     size: Size
     peers: tuple[Recipe, ...] = ()
+    draft: str = ""
+    """Model or folder, for the speculation benchmark."""
 
     def folder(self) -> Path:
         """The model's folder; fetches the model when it is not there."""
@@ -70,6 +73,15 @@ def _blas(run: Run) -> dict[str, Any]:
     return measure_blas(run.model, run.folder(), run.size.prefill_tokens, run.size.prefill_repetitions, run.out)
 
 
+def _inside(name: str) -> Callable[[Run], dict[str, Any]]:
+    def run_inside(run: Run) -> dict[str, Any]:
+        model = run.model if run.model.startswith("random:") else str(run.folder())
+        draft = str(model_folder(run.draft)) if run.draft and name == "speculation" else ""
+        return measure(name, model, run.size is QUICK, draft)
+
+    return run_inside
+
+
 BENCHMARKS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "startup": _startup,
     "pipeline": _pipeline,
@@ -78,4 +90,5 @@ BENCHMARKS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "equality": _equality,
     "compare": _compare,
     "memory": _memory,
+    **{name: _inside(name) for name in MEASURES},
 }

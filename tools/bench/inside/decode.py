@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -32,9 +32,8 @@ class Variant:
 
 
 def variants(rows: int) -> dict[str, Variant]:
-    """The engine as it is, and with each switch turned that concerns this back end."""
+    """The engine with each switch turned that concerns this back end."""
     found = {
-        OURS: Variant(),
         "memory_pool off": Variant({"metal_optimizations": MetalOptimizations(memory_pool=False)}),
         "blit_queue off": Variant({"metal_optimizations": MetalOptimizations(blit_queue=False)}),
         "command_buffer_ring 1": Variant({"metal_optimizations": MetalOptimizations(command_buffer_ring=1)}),
@@ -56,32 +55,38 @@ def decode(subject: Subject, size: InsideSize) -> dict[str, Any]:
     result: dict[str, Any] = {"prompt_tokens": size.prompt_tokens, "tokens": size.tokens}
     result["1"] = _contest(subject, size, [GREEDY])
     for rows in size.rows:
-        result[f"{rows} greedy"] = _contest(subject, size, [GREEDY] * rows, only=(OURS,))
+        result[f"{rows} greedy"] = _contest(subject, size, [GREEDY] * rows, switches=False)
         result[f"{rows} mixed"] = _contest(subject, size, mixed(rows))
     result["a long row among short ones"] = _long_neighbour(subject, size)
     return result
 
 
-def _contest(
-    subject: Subject, size: InsideSize, samplings: list[Sampling], only: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def _contest(subject: Subject, size: InsideSize, samplings: list[Sampling], switches: bool = True) -> dict[str, Any]:
+    """Each other one takes turns with the engine as it is, so that a drift of the machine hits both."""
     prompts = [subject.ids(size.prompt_tokens, row) for row in range(len(samplings))]
-    rates: dict[str, list[float]] = defaultdict(list)
-    chosen = {name: each for name, each in variants(len(prompts)).items() if not only or name in only}
-    with ExitStack() as stack:
-        engines = {name: stack.enter_context(subject.engine(**each.settings)) for name, each in chosen.items()}
-        for repetition in range(size.repetitions + 1):
-            for name, engine in engines.items():
-                with _compiling(chosen[name].compiles):
-                    _note(rates[name], repetition, _rate(engine, prompts, size.tokens, samplings))
-            _note(rates[THEIRS], repetition, _their_rate(subject, prompts, size.tokens, samplings))
-    return judge(rates, OURS)
+    found: dict[str, Any] = {}
+    with subject.engine() as engine:
+
+        def ours() -> float:
+            return _rate(engine, prompts, size.tokens, samplings)
+
+        def theirs() -> float:
+            return _their_rate(subject, prompts, size.tokens, samplings)
+
+        pairs = _pairs(ours, theirs, size.repetitions)
+        found |= judge({OURS: pairs[0], THEIRS: pairs[1]}, OURS)
+        for name, variant in variants(len(prompts)).items() if switches else ():
+            with subject.engine(**variant.settings) as other, _compiling(variant.compiles):
+                switched = functools.partial(_rate, other, prompts, size.tokens, samplings)
+                pairs = _pairs(ours, switched, size.switch_repetitions)
+            found[name] = judge({OURS: pairs[0], name: pairs[1]}, OURS)[name]
+    return found
 
 
-def _note(rates: list[float], repetition: int, rate: float) -> None:
-    """The first repetition warms up."""
-    if repetition:
-        rates.append(rate)
+def _pairs(first: Callable[[], float], second: Callable[[], float], count: int) -> tuple[list[float], list[float]]:
+    """Rates of both in turn; the first pair warms up."""
+    pairs = [(first(), second()) for _ in range(count + 1)][1:]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def _rate(engine: MlxEngine, prompts: list[list[int]], tokens: int, samplings: list[Sampling]) -> float:

@@ -1,0 +1,1 @@
+"""Benchmarks of the engine in the process that runs it, beside mlx_lm on the same weights."""

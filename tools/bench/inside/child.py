@@ -1,0 +1,59 @@
+"""Benchmarks of the engine in a process of their own, for what asks for them loads nothing of MLX."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MEASURES = ("engine", "prefill", "prefix", "masks", "speculation")
+
+
+def measure(name: str, model: str, quick: bool, draft: str = "") -> dict[str, Any]:
+    """Run one in a fresh process; RuntimeError when it fails. `model`: a folder or random weights."""
+    command = [sys.executable, str(Path(__file__).parents[1]), "inside", name, model]
+    options = ["--quick" if quick else "--full", *(["--draft", draft] if draft else [])]
+    done = subprocess.run([*command, *options], stdout=subprocess.PIPE)
+    if done.returncode:
+        raise RuntimeError(f"{name} of {model} ended with status {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def serve(name: str, model: str, quick: bool, draft: str) -> None:
+    """The other end: the result on standard output."""
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)  # what libraries print must not look like a result
+        json.dump(carry_out(name, model, quick, draft), output)
+
+
+def carry_out(name: str, model: str, quick: bool, draft: str = "") -> dict[str, Any]:
+    """Measure in this process; the result says on what."""
+    from mlx_serving.native import blas
+
+    blas.install()
+    from tools.bench.inside.device import device
+    from tools.bench.inside.models import subject
+    from tools.bench.inside.sizes import FULL, QUICK
+
+    size = QUICK if quick else FULL
+    about = {"model": model if model.startswith("random:") else Path(model).name, "device": device()}
+    if name == "speculation":
+        from tools.bench.inside.speculation import speculation
+
+        return {**about, **speculation(model, draft, size)}
+    with subject(model) as loaded:
+        return {**about, **_measures()[name](loaded, size)}
+
+
+def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
+    from tools.bench.inside.decode import decode
+    from tools.bench.inside.interference import interference
+    from tools.bench.inside.masks import masks
+    from tools.bench.inside.reuse import reuse
+
+    return {"engine": decode, "prefill": interference, "prefix": reuse, "masks": masks}
