@@ -23,8 +23,7 @@ from mlx_serving.actors.errors import (
     ServingError,
     describe,
 )
-from mlx_serving.actors.generation.capacity import machine_bytes
-from mlx_serving.actors.generation.request import info_of
+from mlx_serving.actors.memory import machine_bytes
 from mlx_serving.actors.messages.admission import (
     ModelLoadRequested,
     ModelPinRequested,
@@ -94,7 +93,7 @@ class Models:
         return tuple(self._stored(each) for each in records)
 
     def _stored(self, record: ModelRecord) -> ServedModel:
-        made = ServedModel(info_of(record), "stored", record.name == self._settings.default, 0, 0.0)
+        made = ServedModel(record.info(), "stored", record.name == self._settings.default, 0, 0.0)
         return attrs.evolve(self._completed(made), memory_bytes=self._predicted(record).bytes)
 
     def _completed(self, model: ServedModel) -> ServedModel:
@@ -180,7 +179,7 @@ class Models:
             self._tell_waiting(name, None, describe(failure))
             return
         served = self._catalogue.expect(name)
-        served.info = served.info or info_of(record)
+        served.info = served.info or record.info()
         self._evict(leaving, "memory")
         self._start_wanted()
 

@@ -6,7 +6,7 @@ from mlx_serving.actors.errors import ContextOverflow, InvalidParameter
 from mlx_serving.actors.generation.answer import Answer
 from mlx_serving.actors.generation.text import IncrementalDecoder
 from mlx_serving.actors.messages.batching import SequenceQueued
-from mlx_serving.actors.messages.values import ModelInfo, unpack_ids
+from mlx_serving.actors.messages.values import unpack_ids
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.actors.parsing.output import markers_of
@@ -47,20 +47,3 @@ def answer_of(sequence: SequenceQueued, limit: int, eos_ids: frozenset[int], tok
     shown = frozenset() if form is None else frozenset(map(tokenizer.backend.token_to_id, markers_of(form)))
     decoder = IncrementalDecoder(tokenizer.backend, tokenizer.special_ids - shown)
     return Answer(sequence.stopping, limit, eos_ids, decoder, form)
-
-
-def info_of(record: ModelRecord) -> ModelInfo:
-    """The record as other actors see it."""
-    return ModelInfo(
-        name=record.name,
-        path=str(record.path),
-        architecture=record.architecture,
-        parameter_count=record.parameter_count,
-        dtype=record.dtype,
-        context_length=record.context_length,
-        vocab_size=record.vocab_size,
-        kv_bytes_per_token=record.kv_bytes_per_token,
-        quantization_bits=record.quantization.bits if record.quantization is not None else None,
-        is_vision=record.is_vision,
-        fingerprint=record.fingerprint,
-    )

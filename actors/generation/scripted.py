@@ -16,9 +16,10 @@ import attrs
 from mlx_serving.actors.clock import Clock, monotonic
 from mlx_serving.actors.errors import describe
 from mlx_serving.actors.generation.answer import Answer, Timeline, output_of
-from mlx_serving.actors.generation.capacity import kv_budget, machine_bytes
+from mlx_serving.actors.generation.capacity import kv_budget
 from mlx_serving.actors.generation.engine import EngineLimits, HeldPrefixes, StepReport
-from mlx_serving.actors.generation.request import answer_limit, info_of, is_prefill_only, prompt_of
+from mlx_serving.actors.generation.request import answer_limit, is_prefill_only, prompt_of
+from mlx_serving.actors.memory import machine_bytes
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
 from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo, TokenLogprob
@@ -77,7 +78,7 @@ class ScriptedEngine:
     def load(self) -> tuple[ModelInfo, EngineLimits]:
         slots, memory = self._settings.max_rows, machine_bytes()
         kv_bytes = kv_budget(self._settings, 0, memory)
-        return info_of(self._record), EngineLimits(slots, kv_bytes, self._record.bytes, memory)
+        return self._record.info(), EngineLimits(slots, kv_bytes, self._record.bytes, memory)
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:
         prompt = prompt_of(sequence, self._record)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import attrs
 
+from mlx_serving.actors.messages.values import ModelInfo
+
 
 @attrs.frozen
 class Quantization:
@@ -44,3 +46,19 @@ class ModelRecord:
     has_chat_template: bool
     fingerprint: str
     """SHA-256 over config.json, the headers and the sizes of the weight files: equal for equal models."""
+
+    def info(self) -> ModelInfo:
+        """The record as other actors see it."""
+        return ModelInfo(
+            name=self.name,
+            path=str(self.path),
+            architecture=self.architecture,
+            parameter_count=self.parameter_count,
+            dtype=self.dtype,
+            context_length=self.context_length,
+            vocab_size=self.vocab_size,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+            quantization_bits=self.quantization.bits if self.quantization is not None else None,
+            is_vision=self.is_vision,
+            fingerprint=self.fingerprint,
+        )

@@ -42,7 +42,7 @@ from mlx_serving.actors.generation.mlx_engine.sampling import Draw, RowSampling
 from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
 from mlx_serving.actors.generation.mlx_engine.speculation import Checked, Speculator, speculator_for
 from mlx_serving.actors.generation.pacing import PrefillPace
-from mlx_serving.actors.generation.request import answer_limit, answer_of, info_of, is_prefill_only, prompt_of
+from mlx_serving.actors.generation.request import answer_limit, answer_of, is_prefill_only, prompt_of
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
 from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo, Sampling, TokenLogprob
@@ -105,7 +105,7 @@ class MlxEngine:
         self._start_batching()
         self._warm_up()
         self._speculator = self._make_speculator()
-        info = attrs.evolve(info_of(self._record), is_trimmable=not self._reuse.needs_segments)
+        info = attrs.evolve(self._record.info(), is_trimmable=not self._reuse.needs_segments)
         return info, self._limits
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:

@@ -11,9 +11,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_serving.actors.errors import ModelLoadFailed
-from mlx_serving.actors.generation.capacity import machine_bytes
 from mlx_serving.actors.generation.mlx_engine import draw_kernel
 from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
+from mlx_serving.actors.memory import machine_bytes
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
 from mlx_serving.native.kernels.modules import install
