@@ -111,7 +111,7 @@ class EventEncoder:
             else:
                 logprobs = completion_logprobs(delta.logprobs, self._offsets[delta.index])
                 self._offsets[delta.index] += sum(len(token.token) for token in delta.logprobs)
-            event = b"".join(
+            event += b"".join(
                 (
                     self._prefixes[delta.index],
                     orjson.dumps(delta.text),

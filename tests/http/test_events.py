@@ -11,7 +11,7 @@ from support.fake_client import TIMINGS, ending
 
 from mlx_serving.actors.errors import ReplicaLost
 from mlx_serving.actors.messages.frontend import Delta
-from mlx_serving.actors.messages.values import DraftCounts, TokenLogprob, Usage
+from mlx_serving.actors.messages.values import DraftCounts, TokenLogprob, ToolCallPart, Usage
 from mlx_serving.frontends.http.answers import Heading
 from mlx_serving.frontends.http.openai import Call, Parser
 from mlx_serving.frontends.http.sse import EventEncoder, error_event
@@ -142,3 +142,38 @@ def test_an_error_in_mid_stream_is_an_event() -> None:
         "code": "replica_lost",
         "model": "tiny",
     }
+
+
+def test_reasoning_and_calls_have_fields_of_their_own() -> None:
+    begun, goes_on = ToolCallPart(0, "{", "call_1", "f"), (ToolCallPart(0, "}"), ToolCallPart(1, "", "b", "g"))
+    written = encoder(chat())
+    events = choices(
+        written.deltas([delta(0, "", reasoning="so")])
+        + written.deltas([delta(0, "", tool_calls=(begun,)), delta(0, "", tool_calls=goes_on)])
+        + written.deltas([delta(0, "", tool_calls=(ToolCallPart(1, "{}"),), end=ending("tool_calls"))])
+    )
+    assert [(event["delta"], event["finish_reason"]) for event in events] == [
+        ({"reasoning_content": "so"}, None),
+        (
+            {
+                "tool_calls": [
+                    {
+                        "index": 0,
+                        "id": "call_1",
+                        "type": "function",
+                        "function": {"name": "f", "arguments": "{}"},
+                    },
+                    {"index": 1, "id": "b", "type": "function", "function": {"name": "g", "arguments": ""}},
+                ]
+            },
+            None,
+        ),
+        ({"tool_calls": [{"index": 1, "function": {"arguments": "{}"}}]}, None),
+        ({}, "tool_calls"),
+    ]
+
+
+def test_log_probabilities_go_on_beside_reasoning_and_calls() -> None:
+    events = choices(encoder(chat(logprobs=True)).deltas([delta(0, "", reasoning="so", logprobs=LOGPROBS)]))
+    assert [event["delta"] for event in events] == [{"reasoning_content": "so"}, {"content": ""}]
+    assert events[1]["logprobs"] is not None

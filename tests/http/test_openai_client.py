@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import openai
 import pytest
 from openai import OpenAI
-from support.fake_client import WORDS, FakeClient
+from pydantic import BaseModel
+from support.fake_client import WORDS, FakeClient, call_a_tool
 
 from mlx_serving.actors.errors import Overloaded
 
@@ -127,3 +128,40 @@ def test_errors_have_the_types_of_the_client(client: OpenAI, fake: FakeClient) -
     fake.refusal = Overloaded("too much", retry_after=1)
     with pytest.raises(openai.RateLimitError):
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hi"}], stream=True)
+
+
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+
+
+@pytest.fixture
+def caller(serve: Serve) -> Iterator[OpenAI]:
+    """A client of a model that calls a tool."""
+    url = serve(FakeClient(call_a_tool))
+    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+TOOL = openai.pydantic_function_tool(Weather, name="weather")
+
+
+def test_a_call_is_parsed_and_goes_back_as_the_next_turn(caller: OpenAI) -> None:
+    answer = caller.chat.completions.parse(model="tiny", messages=MESSAGES, tools=[TOOL])  # type: ignore[arg-type]
+    message = answer.choices[0].message
+    assert (message.content, answer.choices[0].finish_reason) == ("Well.", "tool_calls")
+    assert message.reasoning_content == "so it is"  # type: ignore[attr-defined]
+    assert message.tool_calls is not None
+    assert message.tool_calls[0].function.parsed_arguments == Weather(city="Köln")
+    turns = [*MESSAGES, message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}]
+    caller.chat.completions.parse(model="tiny", messages=turns, tools=[TOOL])  # type: ignore[arg-type]
+
+
+def test_a_streamed_call_is_put_together_by_the_clients_helper(caller: OpenAI) -> None:
+    with caller.chat.completions.stream(model="tiny", messages=MESSAGES, tools=[TOOL]) as stream:  # type: ignore[arg-type]
+        kinds = {event.type for event in stream}
+        message = stream.get_final_completion().choices[0].message
+    assert {"tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"} <= kinds
+    assert message.tool_calls is not None
+    assert message.tool_calls[0].function.parsed_arguments == Weather(city="Köln")

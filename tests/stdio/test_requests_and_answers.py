@@ -24,6 +24,7 @@ from mlx_serving.frontends.stdio.calls import MOST_PENDING
 pytestmark = pytest.mark.anyio
 
 PROMPT = {"model_id": "tiny", "prompt": "Hello"}
+CHAT = {"model_id": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
 async def stay_silent(stream: FakeStream) -> None:
@@ -146,6 +147,11 @@ async def test_bad_messages_disturb_no_running_stream() -> None:
         ("chat", {"model_id": "tiny", "messages": []}, "messages"),
         ("chat", {"model_id": "tiny", "messages": [{"role": "user"}]}, "messages[0].content"),
         ("chat", {"model_id": "tiny", "messages": [{"role": "cat", "content": ""}]}, "messages[0].role"),
+        ("chat", {**CHAT, "tools": [{"type": "function"}]}, "tools[0].function"),
+        ("chat", {**CHAT, "tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+        ("chat", {**CHAT, "tool_choice": "any"}, "tool_choice"),
+        ("chat", {**CHAT, "chat_template_kwargs": 1}, "chat_template_kwargs"),
+        ("generate", {**PROMPT, "tools": []}, "tools"),
         ("load_model", {"model_id": "tiny", "quantization": "int4"}, "quantization"),
         ("load_model", {"model_id": "tiny", "draft": True}, "draft"),
         ("load_model", {"model_id": "tiny", "load_kwargs": {"a": 1}}, "load_kwargs"),

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.fake_client import WORDS, FakeClient, FakeStream, Play, ending
+from support.fake_client import WORDS, FakeClient, FakeStream, Play, call_a_tool, ending
 from support.stdio_host import Host, Message, connected, settings
 
 from mlx_serving.actors.errors import (
@@ -16,7 +16,7 @@ from mlx_serving.actors.errors import (
     ServingError,
 )
 from mlx_serving.actors.messages import admission as asked
-from mlx_serving.actors.messages.values import ChatMessage, Sampling, Stopping, TokenLogprob
+from mlx_serving.actors.messages.values import ChatMessage, Sampling, Stopping, TokenLogprob, Tool, ToolCall, ToolUse
 from mlx_serving.frontends.stdio.wire import STREAM_BACKLOG
 
 pytestmark = pytest.mark.anyio
@@ -426,3 +426,41 @@ async def test_a_broken_stdout_ends_the_server() -> None:
         await host.over()
     assert client.streams[0].cancelled.is_set()
     assert client.asked[-1] == asked.ShutdownRequested()
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
+
+
+async def test_tools_and_earlier_calls_arrive_at_the_runtime() -> None:
+    turns = [
+        {"role": "assistant", "tool_calls": [CALL], "reasoning_content": "so"},
+        {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+    ]
+    more = {"tools": [WEATHER], "tool_choice": "required", "thinking_budget": 3, "chat_template_kwargs": {"a": 1}}
+    client = FakeClient()
+    async with connected(client) as host:
+        await host.ask("chat", {"model_id": "tiny", "messages": turns, **more})
+    request = client.streams[0].request
+    assert request.tool_use == ToolUse((Tool("weather", '{"type":"object"}'),), "required")
+    assert (request.thinking_budget, request.template_arguments) == (3, '{"a":1}')
+    assistant, tool = request.messages or ()
+    assert assistant.tool_calls == (ToolCall("weather", '{"city": "Köln"}', "call_1"),)
+    assert (assistant.content, assistant.reasoning, tool.tool_call_id) == ("", "so", "call_1")
+
+
+async def test_reasoning_and_calls_are_told_apart_from_text() -> None:
+    chat = {"model_id": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream_id": "s"}
+    async with connected(FakeClient(call_a_tool)) as host:
+        await host.ask("chat", chat)
+        notifications = await host.end_of("s")
+        result = (await host.ask("chat", {**chat, "partialResultToken": "t"}))["result"]
+    chunks = [each["params"] for each in notifications if each["method"] == "stream.chunk"]
+    told = [token for chunk in chunks for token in chunk.get("tokens", [chunk])]
+    assert "".join(token["token"] for token in told) == "Well."
+    assert "".join(token.get("reasoning_content", "") for token in told) == "so it is"
+    parts = [part for token in told for part in token.get("tool_calls", ())]
+    assert (parts[0]["id"], parts[0]["function"]["name"]) == ("call_1", "weather")
+    assert "".join(part["function"]["arguments"] for part in parts) == '{"city": "Köln"}'
+    assert notifications[-1]["params"]["finish_reason"] == "tool_calls"
+    assert (result["text"], result["reasoning_content"], result["tool_calls"]) == ("Well.", "so it is", [CALL])

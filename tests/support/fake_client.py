@@ -19,6 +19,7 @@ from mlx_serving.actors.messages.values import (
     SequenceEnd,
     Timings,
     TokenLogprob,
+    ToolCallPart,
     Usage,
     pack_ids,
     unpack_ids,
@@ -50,6 +51,16 @@ async def say_hello(stream: FakeStream) -> None:
         for index in range(request.n):
             stream.push(index, word, logprobs=logprobs, end=end)
         await asyncio.sleep(0)
+    stream.finish()
+
+
+async def call_a_tool(stream: FakeStream) -> None:
+    """Reasoning, a word, and one call of `weather` for each choice."""
+    for index in range(stream.request.n):
+        stream.push(index, "", reasoning="so")
+        stream.push(index, "Well.", reasoning=" it is")
+        stream.push(index, "", tool_calls=(ToolCallPart(0, '{"ci', "call_1", "weather"),))
+        stream.push(index, "", tool_calls=(ToolCallPart(0, 'ty": "Köln"}'),), end=ending("tool_calls"))
     stream.finish()
 
 
@@ -92,9 +103,11 @@ class FakeStream:
         tokens: Sequence[int] = (1,),
         logprobs: tuple[TokenLogprob, ...] = (),
         end: SequenceEnd | None = None,
+        reasoning: str = "",
+        tool_calls: tuple[ToolCallPart, ...] = (),
     ) -> None:
         self.pushed += 1
-        self._deltas.append(told.Delta(0, index, text, tuple(tokens), logprobs, end))
+        self._deltas.append(told.Delta(0, index, text, tuple(tokens), logprobs, end, reasoning, tool_calls))
         self._written.clear()
         self._news.set()
 
