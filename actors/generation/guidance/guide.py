@@ -13,6 +13,7 @@ from mlx_serving.actors.errors import GenerationFailed, GuidanceInvalid, Serving
 if TYPE_CHECKING:
     import llguidance
 
+MOST_FORCED = 32
 _TOKEN_SECONDS = 0.01
 _OVERTIME_SECONDS = 0.5
 """CPU time that following one answer may take beyond _TOKEN_SECONDS a token: ambiguous grammars take ever more."""
@@ -40,8 +41,14 @@ class Guide:
             raise GuidanceInvalid(text, field=self._field)
 
     def forced(self) -> list[int]:
-        """The tokens that must follow, as far as that is certain. They are not taken yet."""
-        return self.matcher.compute_ff_tokens()
+        """The tokens that must follow, as far as that is certain, `MOST_FORCED` at most. They are not taken yet."""
+        token_ids: list[int] = []
+        ahead = self.matcher
+        while len(token_ids) < MOST_FORCED and (certain := ahead.compute_ff_tokens()):
+            ahead = ahead.deep_copy() if ahead is self.matcher else ahead
+            ahead.consume_token(certain[0])
+            token_ids.append(certain[0])
+        return token_ids
 
     def fitting(self, token_ids: list[int]) -> int:
         """How many of these proposed tokens, from the first, could follow."""
@@ -53,7 +60,17 @@ class Guide:
         return True
 
     def amend(self, mask: NDArray[np.uint32]) -> None:
-        """Change this answer's row of the masks once it is filled."""
+        """Change this answer's row of the masks once it is filled.
+
+        Text that is certain can be cut into tokens in several ways. Only the tokenizer's own is let through, so that
+        the answer is the same whether `forced` tokens are taken in one by one or together.
+        """
+        certain = self.matcher.compute_ff_tokens()
+        if certain:
+            word, bit = certain[0] >> 5, np.uint32(1 << (certain[0] & 31))
+            if mask[word] & bit:
+                mask[:] = 0
+                mask[word] = bit
 
     @property
     def is_complete(self) -> bool:

@@ -64,6 +64,18 @@ def fill_draft_masks(guides: Sequence[Guide | None], drafts: Sequence[Sequence[i
     if guided:
         words, count = masks.shape[2], masks.shape[0] * width
         _executor().unsafe_compute_mask_ptr_with_draft_token(guided, masks.ctypes.data, words * 4, count)
+    for guide, draft, rows in zip(guides, drafts, masks, strict=True):
+        if guide is not None and not isinstance(guide, PhasedGuide):
+            _amend_draft(guide, draft, rows)
+
+
+def _amend_draft(guide: Guide, draft: Sequence[int], masks: Masks) -> None:
+    taken = guide.fitting(list(draft))
+    for position, mask in enumerate(masks[: taken + 1]):
+        guide.amend(mask)
+        if position < taken:
+            guide.advance(draft[position])
+    guide.rollback(taken)
 
 
 def _fill_draft(guide: PhasedGuide, draft: Sequence[int], masks: Masks) -> None:

@@ -82,6 +82,8 @@ class PhasedGuide(Guide):
         phase = self._state.phase
         if phase == "start" and self._plan.open_id is not None:
             _allow(mask, self._plan.open_id)
+        elif self._state.held is not None:
+            self._state.held.guide.amend(mask)
         elif phase == "closing":
             mask[:] = 0
             _allow(mask, self._plan.end_ids[self._state.closed])

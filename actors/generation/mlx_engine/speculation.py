@@ -29,6 +29,7 @@ from mlx_serving.config.schema import Speculation
 
 _log = logging.getLogger(__name__)
 _MEASURED_WIDTHS = (1, 2, 3, 5, 9)
+_CERTAIN = 1.0
 _TRIES = 2
 """Of each width at load; the first compiles what it needs."""
 
@@ -81,11 +82,11 @@ class Speculator:
         `budget`: prompt tokens that the draft model may prefill beside it.
         """
         known = [self._known(row) for row in rows]
-        if not any(known):
+        forced = [_forced(row)[1:] for row in rows]  # the first is on its way by now
+        if not any(known) and not any(forced):
             return None
-        most = [self._planner.longest if each else 0 for each in known]
-        most = [min(length, _room(row)) for length, row in zip(most, rows, strict=True)]
-        lookups = [each.lookup_offer(length) if each else None for each, length in zip(known, most, strict=True)]
+        most = [min(self._planner.longest, _room(row)) for row in rows]
+        lookups = _offers(known, forced, most)
         choices: list[list[Offer | None]] = [lookups]
         if self._draft is not None:
             self._prepare(self._draft, rows, known, budget)
@@ -112,10 +113,11 @@ class Speculator:
         batch.settle(check, [len(tokens) for tokens in said])
         accepted = []
         for row, proposal, tokens in zip(check.rows, proposals, said, strict=True):
-            if proposal is not None and row.speculation is not None:
+            if proposal is not None and not proposal.is_forced and row.speculation is not None:
                 row.speculation.judge(proposal, len(tokens) - 1)
                 accepted.append(len(tokens) - 1)
-        return Checked(list(zip(check.rows, said, strict=True)), width, sum(map(len, drafts)), tuple(accepted))
+        proposed = sum(len(each.tokens) for each in proposals if each is not None and not each.is_forced)
+        return Checked(list(zip(check.rows, said, strict=True)), width, proposed, tuple(accepted))
 
     def clear(self) -> None:
         """No row is left, or what is held of them cannot be trusted."""
@@ -156,12 +158,15 @@ class Speculator:
 
     def _proposals(self, rows: Sequence[Row], plan: Plan) -> tuple[list[Proposal | None], _Drafted]:
         known = [self._known(row) for row in rows]
+        forced = [_forced(row) for row in rows]
         most = [min(plan.tokens, _room(row)) for row in rows]
-        lookups = [each.lookup_offer(length) if each else None for each, length in zip(known, most, strict=True)]
+        lookups = _offers(known, forced, most)
         drafted = self._drafted(rows, known, lookups, most) if plan.choice == 1 else _Drafted()
         proposals: list[Proposal | None] = []
-        for row, each, lookup, length in zip(rows, known, lookups, most, strict=True):
-            if row in drafted.tokens:
+        for row, each, certain, lookup, length in zip(rows, known, forced, lookups, most, strict=True):
+            if certain:
+                proposals.append(Proposal(certain[:length], is_forced=True) if length > 0 else None)
+            elif row in drafted.tokens:
                 proposals.append(Proposal(drafted.tokens[row][:length], is_drafted=True))
             else:
                 proposals.append(each.look_up(length) if each is not None and lookup is not None else None)
@@ -236,6 +241,24 @@ def _spread(drafted: _Drafted, rows: Sequence[Row], width: int) -> mx.array | No
     spread = mx.zeros((len(rows), width, given.shape[2]))
     spread[mx.array([rows.index(row) for row in drafted.tokens])] = given[:, :width]
     return spread
+
+
+def _forced(row: Row) -> list[int]:
+    """What the row's guide leaves no choice about."""
+    return row.guide.forced() if row.guide is not None and not row.sequence.sampling.logprobs else []
+
+
+def _offers(
+    known: Sequence[RowSpeculation | None], forced: Sequence[list[int]], most: Sequence[int]
+) -> list[Offer | None]:
+    """What costs nothing to propose: what must follow, or else what follows in the text."""
+    offers: list[Offer | None] = []
+    for each, certain, length in zip(known, forced, most, strict=True):
+        if certain and length > 0:
+            offers.append(Offer(min(len(certain), length), _CERTAIN))
+        else:
+            offers.append(None if each is None else each.lookup_offer(length))
+    return offers
 
 
 def _room(row: Row) -> int:

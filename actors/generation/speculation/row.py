@@ -20,6 +20,8 @@ class Proposal:
     is_drafted: bool = False
     is_predicted: bool = False
     """They are from the request's prediction."""
+    is_forced: bool = False
+    """What the answer is held to lets nothing else follow: no speculation at all."""
 
 
 class RowSpeculation:

@@ -18,7 +18,7 @@ from mlx_serving.actors.generation.guidance.guide import Guide
 from mlx_serving.actors.messages.values import Guidance
 
 LONGEST_SECONDS = 30.0
-LEAST_SCHEMAS, LEAST_TAKEN = 550, 200
+LEAST_SCHEMAS, LEAST_TAKEN = 450, 150
 LARGEST_BYTES = 40_000
 """Larger ones take most of the time; docs/structured-output.md has the figures with them."""
 
