@@ -72,7 +72,6 @@ class PrefixCache:
         self.parts = CacheParts(new_caches())
         self._base = base
         self._limit = limit_bytes
-        self._disk_limit = disk_limit_bytes
         ticks = count()
         self._index: PrefixIndex[KvBlock] = PrefixIndex(ticks, block_tokens)
         self._checkpoints: Checkpoints[Snapshot] = Checkpoints(ticks)
