@@ -17,6 +17,7 @@ _GUESS_WEIGHT = 3.0
 """Tokens that an estimate without experience counts for."""
 _ROW_MEMORY, _SHARED_MEMORY = 0.93, 0.99
 """What each proposal leaves of the weight of those before it."""
+_FADING = 0.999
 _LARGEST = 0.995
 
 
@@ -53,6 +54,10 @@ class SharedAcceptance:
 
     def record(self, kind: int, accepted: int, tried: int) -> None:
         self._rates[kind].record(accepted, tried, _SHARED_MEMORY)
+
+    def fade(self, kind: int) -> None:
+        """A step without a trial: what was seen long ago counts less and less."""
+        self._rates[kind].record(0, 0, _FADING)
 
 
 @attrs.define(eq=False)
