@@ -1,4 +1,4 @@
-"""Attention of one new token a row over its slab, which is written in place: a kernel for CUDA.
+"""Attention of one new token a row over its slab, which is written in place: a kernel for CUDA and Metal.
 
 MLX's own operations cannot write where a step in flight still reads, so they copy the slab; this kernel writes the
 new key and value to the row's own next column and reads the columns before it, and takes the new ones from its
@@ -6,6 +6,15 @@ inputs. Nobody else reads that column before the next step, whose tokens depend 
 
 Keys are split over blocks, each with a running softmax (Milakov and Gimelshein, 2018), and a second kernel joins the
 parts (Dao et al., "Flash-Decoding", 2023). A row reads its own length, whatever the longest one is.
+
+MLX does not know of the write, as the slab is an input. On CUDA, where evaluations run in order, a copy of the slab
+only has to be an evaluation of its own, started before the next step. On Metal they overlap, and MLX waits for the
+outputs of an earlier one alone: a step is ordered after the one before it, whose tokens it needs, but a copy of the
+slab is not. There `settle` goes before it. A copy that is started needs no such wait before the next step, which
+writes behind the columns that are copied, and MLX keeps its own hands off a buffer that is being read.
+
+CUDA has run it. Metal has not: there it is used only where `generation.in_place_attention` is `on`, and only after
+the model has given the same logits with it as without.
 """
 
 from __future__ import annotations
@@ -15,16 +24,17 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_serving.actors.generation.mlx_engine.kernel_dialects import dialect
+
 _BLOCKS = 264
 """Enough to occupy the largest devices twice."""
 _PART_COLUMNS = 512
 """What one block takes in so little time that more of them, and joining their parts, would take longer."""
-_WARPS = 16
 _LARGEST_HEADS_PER_KEY = 16
 
 _PARTS = r"""
-    const int part = blockIdx.x, kv_head = blockIdx.y, row = blockIdx.z;
-    const int kv_heads = gridDim.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int part = GROUP.x, kv_head = GROUP.y, row = GROUP.z;
+    const int kv_heads = GROUPS.y, lane = THREAD % 32, warp = THREAD / 32;
     constexpr int WIDTH = D / 32, AHEAD = 4;
     struct alignas(WIDTH * sizeof(T)) Piece { T at[WIDTH]; };
 
@@ -33,14 +43,14 @@ _PARTS = r"""
     const int share = (columns + PARTS - 1) / PARTS;
     const int begin = part * share, end = min(columns, begin + share);
     const size_t head = size_t(row) * kv_heads + kv_head;
-    const T* old_keys = slab_keys + head * capacity * D + lane * WIDTH;
-    const T* old_values = slab_values + head * capacity * D + lane * WIDTH;
-    const T* new_key = keys + head * D + lane * WIDTH;
-    const T* new_value = values + head * D + lane * WIDTH;
+    const DEVICE T* old_keys = slab_keys + head * capacity * D + lane * WIDTH;
+    const DEVICE T* old_values = slab_values + head * capacity * D + lane * WIDTH;
+    const DEVICE T* new_key = keys + head * D + lane * WIDTH;
+    const DEVICE T* new_value = values + head * D + lane * WIDTH;
 
     if (warp == 0 && begin <= last && last < end) {
-        *(Piece*)(const_cast<T*>(old_keys) + size_t(last) * D) = *(const Piece*)new_key;
-        *(Piece*)(const_cast<T*>(old_values) + size_t(last) * D) = *(const Piece*)new_value;
+        *(DEVICE Piece*)((DEVICE T*)old_keys + size_t(last) * D) = *(const DEVICE Piece*)new_key;
+        *(DEVICE Piece*)((DEVICE T*)old_values + size_t(last) * D) = *(const DEVICE Piece*)new_value;
     }
 
     float query[G][WIDTH], sum[G][WIDTH], most[G], total[G];
@@ -58,8 +68,8 @@ _PARTS = r"""
         #pragma unroll
         for (int a = 0; a < AHEAD; ++a) {
             const int column = min(first + a, last);
-            key[a] = *(const Piece*)(column == last ? new_key : old_keys + size_t(column) * D);
-            value[a] = *(const Piece*)(column == last ? new_value : old_values + size_t(column) * D);
+            key[a] = *(const DEVICE Piece*)(column == last ? new_key : old_keys + size_t(column) * D);
+            value[a] = *(const DEVICE Piece*)(column == last ? new_value : old_values + size_t(column) * D);
         }
         #pragma unroll
         for (int g = 0; g < G; ++g) {
@@ -70,18 +80,18 @@ _PARTS = r"""
                 #pragma unroll
                 for (int i = 0; i < WIDTH; ++i) dot += query[g][i] * float(key[a].at[i]);
                 #pragma unroll
-                for (int step = 16; step > 0; step /= 2) dot += __shfl_xor_sync(0xffffffff, dot, step);
+                for (int step = 16; step > 0; step /= 2) dot += LANE_XOR(dot, step);
                 score[a] = first + a < end ? dot : -INFINITY;
                 highest = max(highest, score[a]);
             }
-            const float kept = __expf(most[g] - highest);
+            const float kept = EXP(most[g] - highest);
             most[g] = highest;
             total[g] *= kept;
             #pragma unroll
             for (int i = 0; i < WIDTH; ++i) sum[g][i] *= kept;
             #pragma unroll
             for (int a = 0; a < AHEAD; ++a) {
-                const float weight = __expf(score[a] - highest);
+                const float weight = EXP(score[a] - highest);
                 total[g] += weight;
                 #pragma unroll
                 for (int i = 0; i < WIDTH; ++i) sum[g][i] += weight * float(value[a].at[i]);
@@ -89,62 +99,68 @@ _PARTS = r"""
         }
     }
 
-    __shared__ float warp_most[WARPS][G], warp_total[WARPS][G], warp_sum[WARPS][D];
+    SHARED float warp_most[WARPS][G], warp_total[WARPS][G], warp_sum[WARPS][D];
     if (lane == 0) {
         for (int g = 0; g < G; ++g) { warp_most[warp][g] = most[g]; warp_total[warp][g] = total[g]; }
     }
     for (int g = 0; g < G; ++g) {
         for (int i = 0; i < WIDTH; ++i) warp_sum[warp][lane * WIDTH + i] = sum[g][i];
-        __syncthreads();
+        BARRIER();
         float highest = -INFINITY;
         for (int w = 0; w < WARPS; ++w) highest = max(highest, warp_most[w][g]);
         const float base = highest == -INFINITY ? 0.0f : highest;
         const size_t place = (head * G + g) * PARTS + part;
         float all = 0.0f;
-        for (int w = 0; w < WARPS; ++w) all += warp_total[w][g] * __expf(warp_most[w][g] - base);
-        if (threadIdx.x < D) {
+        for (int w = 0; w < WARPS; ++w) all += warp_total[w][g] * EXP(warp_most[w][g] - base);
+        if (THREAD < D) {
             float joined = 0.0f;
-            for (int w = 0; w < WARPS; ++w) joined += warp_sum[w][threadIdx.x] * __expf(warp_most[w][g] - base);
-            sums[place * D + threadIdx.x] = O(PARTS == 1 ? joined / all : joined);
+            for (int w = 0; w < WARPS; ++w) joined += warp_sum[w][THREAD] * EXP(warp_most[w][g] - base);
+            sums[place * D + THREAD] = O(PARTS == 1 ? joined / all : joined);
         }
-        if (threadIdx.x == 0) {
+        if (THREAD == 0) {
             stats[place * 2] = highest;
             stats[place * 2 + 1] = all;
         }
-        __syncthreads();
+        BARRIER();
     }
 """
 
 _JOIN = r"""
-    const size_t head = blockIdx.x;
+    const size_t head = GROUP.x;
     float highest = -INFINITY, total = 0.0f, sum = 0.0f;
     for (int p = 0; p < PARTS; ++p) highest = max(highest, stats[(head * PARTS + p) * 2]);
     for (int p = 0; p < PARTS; ++p) {
-        const float weight = __expf(stats[(head * PARTS + p) * 2] - highest);
+        const float weight = EXP(stats[(head * PARTS + p) * 2] - highest);
         total += weight * stats[(head * PARTS + p) * 2 + 1];
-        sum += weight * sums[(head * PARTS + p) * D + threadIdx.x];
+        sum += weight * sums[(head * PARTS + p) * D + THREAD];
     }
-    out[head * D + threadIdx.x] = T(sum / total);
+    out[head * D + THREAD] = T(sum / total);
 """
 
 
 @functools.cache
-def _kernels() -> tuple[Any, Any]:
-    parts = mx.fast.cuda_kernel(
-        name="slab_attention_parts",
-        input_names=["queries", "keys", "values", "slab_keys", "slab_values", "lengths", "scale"],
-        output_names=["sums", "stats"],
-        source=_PARTS,
-    )
-    join = mx.fast.cuda_kernel(
-        name="slab_attention_join", input_names=["sums", "stats"], output_names=["out"], source=_JOIN
-    )
-    return parts, join
+def _kernels() -> tuple[Any, Any, int]:
+    """Both kernels, and the warps of a group of the first."""
+    here = dialect()
+    inputs = ["queries", "keys", "values", "slab_keys", "slab_values", "lengths", "scale"]
+    parts = here.kernel("slab_attention_parts", inputs, ["sums", "stats"], _PARTS)
+    return parts, here.kernel("slab_attention_join", ["sums", "stats"], ["out"], _JOIN), here.threads // 64
 
 
-def suits(head_sizes: set[int]) -> bool:
-    """Whether the kernel runs on this device and takes keys and values of these sizes."""
-    return mx.cuda.is_available() and not head_sizes - {64, 128, 256} and len(head_sizes) == 1
+def suits(head_sizes: set[int], setting: str) -> bool:
+    """Whether the kernel runs here and takes keys and values of these sizes.
+
+    `setting` is `generation.in_place_attention`: `off`, `on`, or `auto`, which is on CUDA alone.
+    """
+    runs = mx.cuda.is_available() or (setting == "on" and mx.metal.is_available())
+    return setting != "off" and bool(runs) and len(head_sizes) == 1 and not head_sizes - {64, 128, 256}
+
+
+def settle() -> None:
+    """Wait on Metal for what is in flight: before operations of MLX's read slabs that a step may be writing to, and
+    before a row without tokens takes a slot that may still be copied from."""
+    if mx.metal.is_available():
+        mx.synchronize()
 
 
 def attend_in_place(
@@ -154,26 +170,28 @@ def attend_in_place(
     slab_keys: mx.array,
     slab_values: mx.array,
     lengths: mx.array,
-    scale: mx.array,
+    scale: float,
 ) -> mx.array:
     """Attention of one new token a row, whose key and value are written to its column `lengths[row]`.
 
     Shapes: `queries` [rows, heads, 1, size], `keys` and `values` [rows, kv heads, 1, size], slabs [slots, kv heads,
-    capacity, size] with row i in slot i, `lengths` [rows] int32 and below the capacity, `scale` [1] float32.
+    capacity, size] with row i in slot i, `lengths` [rows] int32 and below the capacity.
     """
     rows, heads, _, size = queries.shape
     kv_heads, capacity = slab_keys.shape[1], slab_keys.shape[2]
     if heads // kv_heads > _LARGEST_HEADS_PER_KEY:
         raise ValueError(f"{heads // kv_heads} heads share a key; the kernel takes up to {_LARGEST_HEADS_PER_KEY}")
+    if len({each.dtype for each in (queries, keys, values, slab_keys, slab_values)}) > 1:
+        raise ValueError(f"queries are {queries.dtype}, the slabs {slab_keys.dtype}; the kernel takes one type")
     parts = max(1, min(_BLOCKS // (rows * kv_heads), capacity // _PART_COLUMNS))
-    in_parts, join = _kernels()
+    in_parts, join, warps = _kernels()
     shape = [("T", queries.dtype), ("D", size), ("PARTS", parts)]
     whole = queries.dtype if parts == 1 else mx.float32
     sums, stats = in_parts(
-        inputs=[queries, keys, values, slab_keys, slab_values, lengths, scale],
-        template=[*shape, ("G", heads // kv_heads), ("O", whole), ("WARPS", _WARPS)],
-        grid=(parts * 32 * _WARPS, kv_heads, rows),
-        threadgroup=(32 * _WARPS, 1, 1),
+        inputs=[queries, keys, values, slab_keys, slab_values, lengths, mx.array([scale], dtype=mx.float32)],
+        template=[*shape, ("G", heads // kv_heads), ("O", whole), ("WARPS", warps)],
+        grid=(parts * 32 * warps, kv_heads, rows),
+        threadgroup=(32 * warps, 1, 1),
         output_shapes=[(rows, heads, parts, size), (rows, heads, parts, 2)],
         output_dtypes=[whole, mx.float32],
     )

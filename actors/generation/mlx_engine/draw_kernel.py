@@ -3,7 +3,9 @@
 A group of threads takes one row. It computes what `sampling.Draw` computes by MLX's own operations, without sorting:
 the thresholds of top-k and top-p are found by a search over the bit patterns of the weights, which order as the
 weights do, with seven probes a pass. Sums are taken in a fixed order, so a row draws the same whatever is beside it.
-On Metal it has not been run; there it is used only where `generation.sampler_kernel` is `on`.
+
+CUDA has run it. Metal has not: there it is used only where `generation.sampler_kernel` is `on`, and only after it has
+drawn what a few rows leave no choice about.
 """
 
 from __future__ import annotations
@@ -13,39 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-THREADS = 1024
-
-_CUDA = r"""
-#define FUNCTION __device__ inline
-#define SHARED __shared__
-#define SHARED_POINTER(T) T*
-#define BARRIER() __syncthreads()
-#define LANE_XOR(x, step) __shfl_xor_sync(0xffffffff, x, step)
-#define LANE_UP(x, step) __shfl_up_sync(0xffffffff, x, step)
-#define LANE_READ(x, lane) __shfl_sync(0xffffffff, x, lane)
-#define BITS_OF(x) __float_as_uint(x)
-#define FLOAT_OF(x) __uint_as_float(x)
-#define ROW int(blockIdx.x)
-#define THREAD int(threadIdx.x)
-#define EXP(x) __expf(x)
-#define WORD unsigned int
-"""
-
-_METAL = r"""
-#define FUNCTION inline
-#define SHARED threadgroup
-#define SHARED_POINTER(T) threadgroup T*
-#define BARRIER() threadgroup_barrier(metal::mem_flags::mem_threadgroup)
-#define LANE_XOR(x, step) metal::simd_shuffle_xor(x, ushort(step))
-#define LANE_UP(x, step) metal::simd_shuffle_up(x, ushort(step))
-#define LANE_READ(x, lane) metal::simd_shuffle(x, ushort(lane))
-#define BITS_OF(x) as_type<uint>(x)
-#define FLOAT_OF(x) as_type<float>(x)
-#define ROW int(threadgroup_position_in_grid.x)
-#define THREAD int(thread_position_in_threadgroup.x)
-#define EXP(x) metal::exp(x)
-#define WORD uint
-"""
+from mlx_serving.actors.generation.mlx_engine.kernel_dialects import dialect
 
 _FUNCTIONS = r"""
 // The sum over all threads, known to each. `parts` has a place for every warp and one more.
@@ -72,12 +42,12 @@ _SOURCE = r"""
     SHARED int best_ids[WARPS];
     SHARED int odd_parts[WARPS];
 
-    const int lane = THREAD % 32, warp = THREAD / 32;
-    const size_t base = size_t(ROW) * V;
-    const size_t mask_base = size_t(ROW) * ((V + 31) / 32);
-    const float inverse_temperature = floats[ROW * 4], top_p = floats[ROW * 4 + 1];
-    const float min_p = floats[ROW * 4 + 2], uniform = floats[ROW * 4 + 3];
-    const int top_k = limits[ROW];
+    const int row = int(GROUP.x), lane = THREAD % 32, warp = THREAD / 32;
+    const size_t base = size_t(row) * V;
+    const size_t mask_base = size_t(row) * ((V + 31) / 32);
+    const float inverse_temperature = floats[row * 4], top_p = floats[row * 4 + 1];
+    const float min_p = floats[row * 4 + 2], uniform = floats[row * 4 + 3];
+    const int top_k = limits[row];
 
     #define IS_ALLOWED(i) (!MASKED || ((masks[mask_base + ((i) >> 5)] >> ((i) & 31)) & 1))
 
@@ -108,7 +78,7 @@ _SOURCE = r"""
         odd = ((odd | odd_parts[w]) & 1) | (odd & odd_parts[w] & 2);
     }
     if (odd || best == V || inverse_temperature == 0.0f) {
-        if (THREAD == 0) tokens[ROW] = best == V ? 0 : best;
+        if (THREAD == 0) tokens[row] = best == V ? 0 : best;
         return;
     }
 
@@ -212,16 +182,16 @@ _SOURCE = r"""
         latest = last > latest ? last : latest;
         before += LANE_READ(reached, 31);
     }
-    if (lane == 0) tokens[ROW] = drawn < V ? drawn : latest;
+    if (lane == 0) tokens[row] = drawn < V ? drawn : latest;
 """
 
 
 @functools.cache
-def _kernel() -> Any:
-    names: dict[str, Any] = {"input_names": ["logits", "masks", "floats", "limits"], "output_names": ["tokens"]}
-    if mx.cuda.is_available():
-        return mx.fast.cuda_kernel(name="draw_tokens", source=_SOURCE, header=_CUDA + _FUNCTIONS, **names)
-    return mx.fast.metal_kernel(name="draw_tokens", source=_SOURCE, header=_METAL + _FUNCTIONS, **names)
+def _kernel() -> tuple[Any, int]:
+    """The kernel, and the threads of a group."""
+    here = dialect()
+    names = ["logits", "masks", "floats", "limits"]
+    return here.kernel("draw_tokens", names, ["tokens"], _SOURCE, _FUNCTIONS), here.threads
 
 
 _chosen = False
@@ -230,12 +200,29 @@ _chosen = False
 def choose(setting: str) -> None:
     """Whether this process draws by the kernel: `on`, `off`, or `auto`, which is on CUDA alone."""
     global _chosen
-    runs = mx.cuda.is_available() or (setting == "on" and mx.metal.is_available())
+    runs = mx.cuda.is_available() or (setting == "on" and mx.metal.is_available() and _draws_right())
     _chosen = setting != "off" and bool(runs)
 
 
 def is_chosen() -> bool:
     return _chosen
+
+
+def _draws_right() -> bool:
+    """Whether this device compiles the kernel and draws 64 equally probable tokens as they should be."""
+    count = 64
+    wanted = [(7 * place) % count for place in range(count)]
+    # Greedy; the two ids that a mask leaves; plain draws.
+    floats = [[0.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.75], *([1.0, 1.0, 0.0, (each + 0.5) / count] for each in wanted)]
+    logits = mx.zeros((len(floats), count))
+    logits[0, 41] = 1.0
+    masks = mx.full((len(floats), count // 32), 0xFFFFFFFF, dtype=mx.uint32)
+    masks[1] = mx.array([1 << 5, 1 << 1], dtype=mx.uint32)
+    try:
+        tokens = draw(logits, masks, mx.array(floats), mx.zeros(len(floats), dtype=mx.int32)).tolist()
+    except Exception:  # a compiler or driver that does not take the kernel
+        return False
+    return bool(tokens == [41, 33, *wanted])
 
 
 def draw(logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.array) -> mx.array:
@@ -246,11 +233,12 @@ def draw(logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.
     is top-k (0: none).
     """
     rows, vocab_size = logits.shape
-    (tokens,) = _kernel()(
+    kernel, threads = _kernel()
+    (tokens,) = kernel(
         inputs=[logits, mx.zeros(1, dtype=mx.uint32) if masks is None else masks, floats, limits],
-        template=[("T", logits.dtype), ("V", vocab_size), ("COUNT", THREADS), ("MASKED", masks is not None)],
-        grid=(rows * THREADS, 1, 1),
-        threadgroup=(THREADS, 1, 1),
+        template=[("T", logits.dtype), ("V", vocab_size), ("COUNT", threads), ("MASKED", masks is not None)],
+        grid=(rows * threads, 1, 1),
+        threadgroup=(threads, 1, 1),
         output_shapes=[(rows,)],
         output_dtypes=[mx.uint32],
     )
