@@ -40,6 +40,8 @@ class Served:
     released: bool = False
     """Its replicas were told to end."""
     restarting: bool = False
+    has_served: bool = False
+    """Since it was loaded; a replica that comes back is no load."""
     loaded_at: float = 0.0
     reason: str = "its replica is starting"
     cache_bytes: int | None = None

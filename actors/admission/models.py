@@ -341,7 +341,9 @@ class Models:
         served.reason = ""
         now = self._node.clock()
         self._failures.pop(served.name, None)
-        self._node.emit(ModelArrived(served.name, now - self._wanted_at.get(served.name, self._began)))
+        if not served.has_served:
+            served.has_served = True
+            self._node.emit(ModelArrived(served.name, now - self._wanted_at.get(served.name, self._began)))
         self._node.tell("supervisor", ModelServes(served.name))
         self._tell_waiting(served.name, served, None)
 
@@ -364,7 +366,7 @@ class Models:
         self._node.emit(ModelLeft(name, self._reasons.pop(name, "lost")))
         gone = ActorUnavailable(reason, model=name)
         self._requests.fail_all(self._requests.streams.of_model(name), gone)
-        was_told, served.restarting = served.unloading, False
+        was_told, served.restarting, served.has_served = served.unloading, False, False
         if not served.is_default or was_told:
             self._catalogue.remove(name)
         for answer in self._unloads.pop(name, []):
