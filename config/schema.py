@@ -238,8 +238,10 @@ class Generation:
         0.0, "Longest such step, in seconds, whatever prefill_slowdown allows; 0: no such bound.", minimum=0
     )
     metal_optimizations: MetalOptimizations = setting(MetalOptimizations, "How host and device work side by side.")
-    in_place_attention: bool = setting(
-        True, "On CUDA write keys and values in place by our own kernel, so that no step in flight makes MLX copy them."
+    in_place_attention: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "Write keys and values in place by a kernel of ours, so that no step in flight makes MLX copy them; `auto`: on "
+        "CUDA, and on the CPU where it was built. Metal's has not been run.",
     )
     dequantize: Literal["auto", "on", "off"] = setting(
         "auto", "Keep quantised weights dequantised in memory; `auto`: on CUDA, where they leave half of it free."

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import attrs
 import mlx.core as mx
 from mlx_lm.models.base import quantized_scaled_dot_product_attention
 
 from mlx_serving.actors.generation.mlx_engine import attention_kernels
 from mlx_serving.actors.generation.mlx_engine.kv_format import Slab
 from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
+from mlx_serving.native import kernels
+
+_MOST_TOKENS = 64
+"""Of a pass whose scores a kernel keeps in registers and stacks; longer ones are prefill's."""
 
 
 class GroupPass(Protocol):
@@ -58,12 +63,34 @@ class CopyingPass:
         )
 
 
-class InPlacePass:
-    """By the kernel that writes in place: one token a row, plain keys and values, no sinks."""
+@attrs.frozen
+class InPlace:
+    """A kernel that attends and writes in place. It takes queries, new keys and values, the slabs, `lengths` before the
+    new tokens [rows] int32 and a factor, for up to `most_tokens` tokens a row."""
 
-    def __init__(self, lengths: mx.array, slabs: Sequence[tuple[Slab, Slab]]) -> None:
+    attend: Callable[..., mx.array]
+    most_tokens: int
+
+
+def in_place_kernel(head_sizes: set[int], setting: str) -> InPlace | None:
+    """The one that runs on this device, takes heads of these sizes, and that `generation.in_place_attention` wants."""
+    if len(head_sizes) != 1 or setting == "off":
+        return None
+    if attention_kernels.suits(head_sizes, setting):
+        return InPlace(attention_kernels.attend_in_place, 1)
+    is_cpu = mx.default_device().type == mx.DeviceType.cpu
+    if is_cpu and kernels.choice.choice == "native" and not any(size % 16 for size in head_sizes):
+        return InPlace(kernels.operations.attend_in_place, _MOST_TOKENS)
+    return None
+
+
+class InPlacePass:
+    """By a kernel that writes in place: plain keys and values, no sinks."""
+
+    def __init__(self, attend: Callable[..., mx.array], lengths: mx.array, slabs: Sequence[tuple[Slab, Slab]]) -> None:
         """`lengths` [rows] int32; `slabs` are the keys and values of each layer."""
         self.rows = lengths.shape[0]
+        self._attend = attend
         self._lengths = lengths
         self._slabs = slabs
 
@@ -73,5 +100,4 @@ class InPlacePass:
         if sinks is not None:
             raise NotImplementedError("the kernel knows no attention sinks")
         slab_keys, slab_values = self._slabs[layer]
-        factor = mx.array([scale], dtype=mx.float32)
-        return attention_kernels.attend_in_place(queries, keys, values, slab_keys, slab_values, self._lengths, factor)
+        return self._attend(queries, keys, values, slab_keys, slab_values, self._lengths, scale)

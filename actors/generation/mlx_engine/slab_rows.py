@@ -20,7 +20,13 @@ from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat
 from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.actors.generation.mlx_engine.rows_cache import MergedRows, Order, RowsCache
-from mlx_serving.actors.generation.mlx_engine.slab_pass import CopyingPass, GroupPass, InPlacePass
+from mlx_serving.actors.generation.mlx_engine.slab_pass import (
+    CopyingPass,
+    GroupPass,
+    InPlace,
+    InPlacePass,
+    in_place_kernel,
+)
 
 SMALLEST_CAPACITY = 512
 CAPACITY_FACTOR = 4
@@ -81,17 +87,18 @@ class SlabLayer(AttendingCache):
 class Program:
     """The model on slab layers."""
 
-    def __init__(self, model: Any, layers: int, is_in_place: bool, is_compiled: bool) -> None:
+    def __init__(self, model: Any, layers: int, kernel: InPlace | None = None, is_compiled: bool = False) -> None:
+        """`kernel` writes in place, for passes of as many tokens as it takes; `is_compiled`: those passes are."""
         self.model = model
-        self.is_in_place = is_in_place
+        self.kernel = kernel
         self._pass = _Pass()
         self._layers = [SlabLayer(self._pass, index) for index in range(layers)]
-        self._in_place_step = _in_place_step(model, self._layers, self._pass)
+        self._in_place_step = _in_place_step(model, self._layers, self._pass, kernel)
         self._compiled_step = mx.compile(self._in_place_step) if is_compiled else self._in_place_step
 
     def __call__(self, tokens: mx.array, groups: Sequence[SlabGroup], is_plain: bool) -> mx.array:
         """Logits [rows, tokens, vocabulary] of tokens [rows, tokens], the rows of all groups in order."""
-        if self.is_in_place and tokens.shape[1] == 1:
+        if self.kernel is not None and tokens.shape[1] <= self.kernel.most_tokens:
             lengths = [mx.array(group.lengths, dtype=mx.int32) for group in groups]
             slabs = [[(layer.keys, layer.values) for layer in group.layers] for group in groups]
             step = self._compiled_step if is_plain else self._in_place_step
@@ -103,11 +110,14 @@ class Program:
         return _run(self.model, tokens, self._layers, self._pass)
 
 
-def _in_place_step(model: Any, layers: list[SlabLayer], current: _Pass) -> Callable[..., mx.array]:
-    """A step of one token a row as a function of arrays alone, so that it can be compiled."""
+def _in_place_step(
+    model: Any, layers: list[SlabLayer], current: _Pass, kernel: InPlace | None
+) -> Callable[..., mx.array]:
+    """A pass as a function of arrays alone, so that it can be compiled."""
 
     def step(tokens: mx.array, lengths: list[mx.array], slabs: list[Any]) -> mx.array:
-        current.groups = [InPlacePass(*group) for group in zip(lengths, slabs, strict=True)]
+        assert kernel is not None
+        current.groups = [InPlacePass(kernel.attend, *group) for group in zip(lengths, slabs, strict=True)]
         current.offset = lengths[0] if len(lengths) == 1 else mx.concatenate(lengths)
         return _run(model, tokens, layers, current)
 
@@ -136,7 +146,7 @@ class SlabRows:
 
     @property
     def writes_in_place(self) -> bool:
-        return self.program.is_in_place
+        return self.program.kernel is not None
 
     @property
     def nbytes(self) -> int:
@@ -176,6 +186,7 @@ class SlabRows:
         return [length for group in self._groups for length in group.lengths]
 
     def join(self, added: Sequence[Caches]) -> Order:
+        self._settle()
         tags = self._tags()
         count = sum(map(len, tags.values()))
         for number, caches in enumerate(added):
@@ -186,6 +197,7 @@ class SlabRows:
         return self._flat(tags)
 
     def keep(self, indices: Sequence[int]) -> Order:
+        self._settle()
         tags = self._tags()
         kept = set(indices)
         for group in self._groups:
@@ -198,16 +210,19 @@ class SlabRows:
         return self._flat(tags)
 
     def take(self, index: int) -> Caches:
+        self._settle()
         group, slot = self._find(index)
         return group.take(slot)
 
     def view(self, index: int) -> Caches:
+        self._settle()
         group, slot = self._find(index)
         return group.view(slot)
 
     def reserve(self, tokens: int) -> Order | None:
         if all(max(group.lengths, default=0) + tokens <= group.capacity for group in self._groups):
             return None
+        self._settle()
         tags = self._tags()
         for group in list(self._groups):
             order = tags[group.capacity]
@@ -234,6 +249,11 @@ class SlabRows:
         for group in self._groups:
             group.lengths = [length - next(left) for length in group.lengths]
 
+    def _settle(self) -> None:
+        """Slabs are about to be read and written by MLX's operations."""
+        if self.writes_in_place:
+            attention_kernels.settle()
+
     def _group(self, capacity: int) -> SlabGroup:
         for group in self._groups:
             if group.capacity == capacity:
@@ -259,11 +279,11 @@ class SlabRows:
 
 
 def rows_cache_for(
-    model: Any, kv_type: str = "model", in_place: bool = True, compiles: bool = False
+    model: Any, kv_type: str = "model", in_place: str = "auto", compiles: bool = False
 ) -> tuple[RowsCache, KvFormat]:
     """Slabs where the model computes the same with them; otherwise mlx-lm's batched caches.
 
-    `in_place`: use the kernel that writes in place, where it runs. `compiles`: compile the steps that do. Raises
+    `in_place`: the setting of the kernel that writes in place. `compiles`: compile the steps that do. Raises
     ModelLoadFailed where `kv_type` asks for what the caches cannot hold.
     """
     caches = prompt_caches.new_caches(model)
@@ -272,9 +292,9 @@ def rows_cache_for(
         expected = _probe(model, caches)
         sizes = {part.shape[3] for cache in caches for part in (cache.keys, cache.values)}
         form = KvFormat.of(kv_type, sizes)
-        suits = in_place and form.bits is None and attention_kernels.suits(sizes)
-        for is_in_place in (True, False) if suits else (False,):
-            program = Program(model, len(caches), is_in_place, compiles and is_in_place)
+        kernel = in_place_kernel(sizes, in_place) if form.bits is None else None
+        for chosen in dict.fromkeys([kernel, None]):
+            program = Program(model, len(caches), chosen, compiles and chosen is not None)
             if _agrees(SlabRows(program, caches, KvFormat()), expected, caches):
                 return SlabRows(program, [form.converted(cache) for cache in caches], form), form
         reason = "its attention does not go through the one function that reads them"
