@@ -11,6 +11,7 @@ from mlx_serving.actors.errors import (
     ContextOverflow,
     InvalidParameter,
     Overloaded,
+    UnsupportedParameter,
 )
 from mlx_serving.actors.messages.admission import GenerationRequested
 from mlx_serving.actors.messages.batching import SequenceQueued
@@ -82,6 +83,14 @@ def _check_parameters(asked: GenerationRequested, limits: Admission) -> None:
         if not holds:
             raise InvalidParameter(f"{field} must be {right}", field=field)
     check_tools(asked.tool_use)
+    for field, is_given in (
+        ("tools", bool(asked.tool_use.tools)),
+        ("chat_template_kwargs", asked.template_arguments != "{}"),
+        ("reasoning_effort", asked.reasoning_effort is not None),
+        ("thinking_budget", asked.thinking_budget is not None),
+    ):
+        if is_given and asked.messages is None:
+            raise UnsupportedParameter(f"{field}: only for messages, not for a plain prompt", field=field)
 
 
 def sequences(

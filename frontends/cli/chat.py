@@ -16,6 +16,7 @@ from mlx_serving.frontends.cli.figures import print_stats
 from mlx_serving.frontends.cli.sampling import Drawing, sampled
 from mlx_serving.frontends.cli.session import Session
 from mlx_serving.frontends.cli.sources import Sources, configured
+from mlx_serving.frontends.cli.telling import Telling
 
 HELP = """/reset         forget the conversation
 /system TEXT   set the system message (without TEXT: none) and start again
@@ -112,20 +113,18 @@ class Conversation:
             self._turns += [said, ChatMessage("assistant", answer)]
 
     def _answer(self, messages: tuple[ChatMessage, ...]) -> str:
-        """Stream the answer to stdout; what had come when Ctrl-C stopped it."""
-        parts: list[str] = []
+        """Stream the answer to the terminal; its text, or what had come of it when Ctrl-C stopped it."""
+        telling = Telling()
         try:
             with self._session.answer(self._drawing.request(messages=messages)) as answer:
                 for deltas in awaited(answer, "reading"):
-                    parts += [delta.text for delta in deltas]
-                    sys.stdout.write("".join(delta.text for delta in deltas))
-                    sys.stdout.flush()
+                    telling.tell(deltas)
                 result = answer.result
         except KeyboardInterrupt:
             print()
             note("stopped")
-            return "".join(parts)
+            return "".join(telling.texts)
         print()
         if self._stats:
             print_stats(result)
-        return "".join(parts)
+        return "".join(telling.texts)

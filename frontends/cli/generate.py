@@ -18,6 +18,7 @@ from mlx_serving.frontends.cli.guidance import guided
 from mlx_serving.frontends.cli.sampling import Drawing, sampled
 from mlx_serving.frontends.cli.session import Session
 from mlx_serving.frontends.cli.sources import Sources, configured
+from mlx_serving.frontends.cli.telling import Telling
 
 
 @click.command(cls=click.RichCommand)
@@ -72,13 +73,13 @@ def _request(drawing: Drawing, text: str, system: str | None, chat: bool) -> Gen
 def _stream(session: Session, request: GenerationRequested, echo: bool) -> tuple[str, list[Delta], RequestFinished]:
     """Print text as it comes if `echo`; the model that answered, every delta, and the result."""
     kept: list[Delta] = []
+    telling = Telling()
     with session.answer(request) as answer:
         model = answer.accepted().model
         for deltas in awaited(answer, "reading"):
             kept += deltas
             if echo:
-                sys.stdout.write("".join(delta.text for delta in deltas))
-                sys.stdout.flush()
+                telling.tell(deltas)
         if echo:
             print()
         return model, kept, answer.result
@@ -88,6 +89,7 @@ def _answer(model: str, deltas: list[Delta], result: RequestFinished) -> dict[st
     return {
         "model": model,
         "text": "".join(delta.text for delta in deltas),
+        "reasoning": "".join(delta.reasoning for delta in deltas),
         "finish_reason": next((delta.end.reason for delta in deltas if delta.end is not None), None),
         "usage": result.usage,
         "timings": result.timings,

@@ -21,11 +21,19 @@ class Drawing:
     model: str | None
     sampling: Sampling
     stopping: Stopping
+    reasoning_effort: str | None = None
+    thinking_budget: int | None = None
 
     def request(self, **content: Any) -> GenerationRequested:
         """A request for `content`: `messages` or `prompt`."""
         return GenerationRequested(
-            request_id=0, model=self.model, sampling=self.sampling, stopping=self.stopping, **content
+            request_id=0,
+            model=self.model,
+            sampling=self.sampling,
+            stopping=self.stopping,
+            reasoning_effort=self.reasoning_effort,
+            thinking_budget=self.thinking_budget,
+            **content,
         )
 
 
@@ -41,6 +49,8 @@ OPTIONS = (
     click.option("--top-k", type=click.IntRange(0, _LARGEST), help="Keep this many of the likeliest tokens."),
     click.option("--min-p", type=_UNIT, help="Drop tokens less likely than this share of the likeliest."),
     click.option("--seed", type=click.IntRange(-_LARGEST, _LARGEST), help="Makes a sampled answer repeatable."),
+    click.option("--reasoning-effort", help="none, low, medium, high: for models whose chat template knows it."),
+    click.option("--thinking-budget", type=click.IntRange(0), help="Tokens of reasoning after which it is ended."),
     click.option("--stop", multiple=True, help="End before this text; may be repeated."),
 )
 
@@ -49,11 +59,19 @@ def sampled(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options; the command receives them as `drawing`. What is not given keeps its default."""
 
     @functools.wraps(command)
-    def wrapped(model: str | None, max_tokens: int | None, stop: tuple[str, ...], **others: Any) -> Any:
+    def wrapped(
+        model: str | None,
+        max_tokens: int | None,
+        stop: tuple[str, ...],
+        reasoning_effort: str | None,
+        thinking_budget: int | None,
+        **others: Any,
+    ) -> Any:
         names = ("temperature", "top_p", "top_k", "min_p", "seed")
         given = {name: others.pop(name) for name in names}
         sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
-        drawing = Drawing(model, sampling, Stopping(max_tokens=max_tokens, stop=stop))
+        stopping = Stopping(max_tokens=max_tokens, stop=stop)
+        drawing = Drawing(model, sampling, stopping, reasoning_effort, thinking_budget)
         return command(drawing=drawing, **others)
 
     return functools.reduce(lambda function, option: option(function), reversed(OPTIONS), wrapped)
