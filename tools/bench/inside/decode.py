@@ -43,7 +43,7 @@ def variants(rows: int) -> dict[str, Variant]:
     if loading.is_cpu():
         found["native_kernels off"] = Variant({"native_kernels": False})
     else:
-        found["in_place_attention off"] = Variant({"in_place_attention": False})
+        found["in_place_attention off"] = Variant({"in_place_attention": "off"})
         found["dequantize off"] = Variant({"dequantize": "off"})
     if rows > 1:
         found["kv_type 8bit"] = Variant({"kv_type": "8bit"})
