@@ -178,9 +178,11 @@ def twin(model: Any, config: dict[str, Any], kind: str) -> Any:
 def random_pair(name: str) -> Iterator[tuple[Subject, Subject, Subject]]:
     """A target, a draft model that mostly agrees with it, and one that never does.
 
-    The draft is the first sixth of the target's layers; what the other layers add to them is damped.
+    The draft is the first sixth of the target's layers; what the other layers add to them is damped. With tied
+    embeddings random weights would say the same token for ever, so they are not tied.
     """
     config, kind = shape_of(name)
+    config["tie_word_embeddings"] = False
     layers = max(2, config["num_hidden_layers"] // 6)
     small = {**config, "num_hidden_layers": layers}
     mx.random.seed(7)
@@ -200,7 +202,8 @@ def random_pair(name: str) -> Iterator[tuple[Subject, Subject, Subject]]:
 
 def _first_layers(parameters: dict[str, Any], count: int) -> dict[str, Any]:
     inner = parameters["model"]
-    return {**parameters, "model": {**inner, "layers": inner["layers"][:count]}}
+    kept = {"embed_tokens": inner["embed_tokens"], "norm": inner["norm"], "layers": inner["layers"][:count]}
+    return {**parameters, "model": kept}
 
 
 def _empty(config: dict[str, Any], kind: str, damped_from: int | None = None) -> Any:

@@ -64,8 +64,7 @@ def _contest(name: str, draft: str, size: InsideSize) -> Iterator[tuple[Subject,
     if name.startswith(PREFIX):
         with random_pair(name) as (target, similar, stranger):
             drafted = {"draft": Mode("draft", similar), "a draft that is never right": Mode("draft", stranger)}
-            random = Task([target.ids(size.prompt_tokens, each) for each in range(2)])
-            yield target, {**modes, **drafted}, {"random text": random}
+            yield target, {**modes, **drafted}, _random_tasks(target, size)
         return
     with ExitStack() as stack:
         target = stack.enter_context(subject(name))
@@ -73,6 +72,16 @@ def _contest(name: str, draft: str, size: InsideSize) -> Iterator[tuple[Subject,
             smaller = stack.enter_context(subject(draft))
             modes = {**modes, "draft": Mode("draft", smaller), "auto": Mode("auto", smaller)}
         yield target, modes, _tasks(target, size)
+
+
+def _random_tasks(target: Subject, size: InsideSize) -> dict[str, Task]:
+    """The prediction is what the model says, with every sixteenth token wrong."""
+    prompt = target.ids(size.prompt_tokens, 1)
+    with target.engine() as engine:
+        (stream,) = _answers(Stage(engine), Task([prompt]), 2 * size.tokens)
+    predicted = [1 if place % 16 == 15 else token for place, token in enumerate(stream.ids)]
+    task = Task([prompt])
+    return {"random text": task, "random text, with prediction": attrs.evolve(task, prediction=pack_ids(predicted))}
 
 
 def _tasks(target: Subject, size: InsideSize) -> dict[str, Task]:
