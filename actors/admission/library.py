@@ -29,6 +29,10 @@ class Library:
         self.records = {record.name: record for record in self._store.list()}
         self._adapters = self.adapters.names()
 
+    def has(self, name: str) -> bool:
+        """Whether a model of this name is on disk; one look at a folder."""
+        return self._store.has(name)
+
     def resolve(self, name: str) -> ModelRecord:
         """A stored model, or a trusted folder."""
         return self._store.resolve(name, self._trusted)

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from mlx_serving.actors.admission.catalogue import Catalogue, Served
+from mlx_serving.actors.admission.catalogue import Catalogue, Route, Served
 from mlx_serving.actors.admission.library import Library
 from mlx_serving.actors.admission.rendering import RenderingPool
 from mlx_serving.actors.admission.requests import Requests
@@ -107,6 +107,16 @@ class Models:
             adapters=self.library.adapters_of(name),
         )
 
+    def route(self, name: str | None) -> Route:
+        """Where a request that names `name` goes; a model that was fetched meanwhile is known from here on.
+
+        Raises ModelNotFound, or ActorUnavailable while the default model is not known.
+        """
+        for each in () if name is None else {name, name.rpartition(":")[0]}:
+            if each not in self._requests.stored and self._catalogue.get(each) is None and self.library.has(each):
+                self._requests.stored = (*self._requests.stored, each)
+        return self._catalogue.find(name, self._requests.stored)
+
     def used(self, name: str) -> None:
         """A request for the model came or ended."""
         self._residency.used(name, self._node.clock())
@@ -140,7 +150,7 @@ class Models:
 
     def reach(self, name: str | None, answer: Answer, then: Callable[[Served], None]) -> None:
         """For a question about a model: `then` with it once it serves, or answer why it does not."""
-        route = self._catalogue.find(name, self._requests.stored)
+        route = self.route(name)
 
         def reached(served: Served | None, error: ErrorInfo | None) -> None:
             if served is not None:
@@ -250,7 +260,7 @@ class Models:
 
     def pin(self, message: ModelPinRequested, answer: Answer) -> None:
         """From now on the model is kept, or is no longer; until the server ends."""
-        name = self._catalogue.find(message.model, self._requests.stored).model
+        name = self.route(message.model).model
         if message.pinned:
             self._residency.pinned.add(name)
         else:

@@ -49,6 +49,8 @@ Deliver = Callable[[bytes, Any], bool]
 class ModelSource(Protocol):
     """Where requests get their models from; `models.Models` says what each of these does."""
 
+    def route(self, name: str | None) -> Route: ...
+
     def at_hand(self, name: str) -> Served | None: ...
 
     def bring(self, name: str, reached: Callable[[Served | None, ErrorInfo | None], None]) -> None: ...
@@ -94,7 +96,7 @@ class Requests:
             if self.streams.request(key) is not None:
                 raise InvalidParameter("this request_id is in use", field="request_id")
             admit(asked, self._gate, self._limits)
-            route = self._catalogue.find(asked.model, self.stored)
+            route = self.models.route(asked.model)
             served = self.models.at_hand(route.model)
         except ServingError as error:
             self._node.emit(RequestReceived(asked.model or "", asked.priority, False))

@@ -63,6 +63,10 @@ class ModelStore:
                 found[name] = error.message
         return found
 
+    def has(self, name: str) -> bool:
+        """Whether there is a folder for a model of this name, whatever is in it."""
+        return is_name(name) and (self.folder / folder_name(name)).is_dir()
+
     def show(self, name: str) -> ModelRecord:
         """ModelNotFound with near names, or ModelLoadFailed if its files are damaged."""
         folder = self.folder / folder_name(name) if is_name(name) else None

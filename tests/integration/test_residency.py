@@ -198,6 +198,15 @@ def test_a_model_that_cannot_be_loaded_is_told_and_costs_nobody_their_place(serv
         shutil.rmtree(broken)
 
 
+def test_a_model_that_was_fetched_meanwhile_is_found(served: Server, home: Path) -> None:
+    assert ask(served, "new")[1]["error"]["code"] == "model_not_found"
+    shutil.copytree(home / "models" / "a", home / "models" / "new")
+    try:
+        assert ask(served, "new")[0] == 200
+    finally:
+        shutil.rmtree(home / "models" / "new")
+
+
 def test_tokenising_waits_for_the_model_too(served: Server) -> None:
     status, answer = served.post("/tokenize", {"text": "ab", "model": "b"})
     assert (status, answer["count"]) == (200, 2)
