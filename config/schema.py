@@ -159,6 +159,11 @@ class Speculation:
         "", "Draft model of the default model: a stored name, an alias or a folder. It must have the same vocabulary."
     )
     max_tokens: int = setting(8, "Most tokens proposed to a row at once.", minimum=1, maximum=32)
+    draft_weights: Literal["auto", "model", "4bit"] = setting(
+        "auto",
+        "Weights of the draft model: `model` as they are, `4bit` rounded at load, which changes how often it is right "
+        "and no answer; `auto` rounds them on the CPU, where it pays.",
+    )
 
 
 @attrs.frozen

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
+import mlx.core as mx
+import mlx.nn
 import pytest
 from support.eager import eager
 from support.engine_driver import GREEDY, Collected, Driver
 from support.tiny_models import make_tiny_model
 
 from mlx_serving.actors.errors import ModelLoadFailed
+from mlx_serving.actors.generation.mlx_engine.draft_model import round_weights
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.generation.speculation.costs import StepCosts
 from mlx_serving.actors.messages.values import DraftCounts, Sampling, Stopping, pack_ids
@@ -48,7 +52,8 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def engine_of(record: ModelRecord, mode: str, draft: ModelRecord | None = None, longest: int = 6) -> MlxEngine:
-    settings = Generation(max_rows=8, speculation=Speculation(mode=mode, max_tokens=longest))  # type: ignore[arg-type]
+    speculation = Speculation(mode=mode, max_tokens=longest, draft_weights="model")  # type: ignore[arg-type]
+    settings = Generation(max_rows=8, speculation=speculation)
     engine = MlxEngine(record, settings, TextTokenizer.load(record.path), draft=draft)
     engine.load()
     return engine
@@ -64,7 +69,7 @@ def plain(family: Family) -> Iterator[MlxEngine]:
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4], [9, 8, 7] * 9, [40, 41, 42], list(range(100, 160))]
 
 
-def answers(engine: MlxEngine, sampling: Sampling, **fields: object) -> list[list[int]]:
+def answers(engine: MlxEngine, sampling: Sampling, **fields: Any) -> list[list[int]]:
     driver = Driver(engine)
     ids = [driver.submit(prompt, sampling, LONG, **fields) for prompt in PROMPTS]
     driver.run()
@@ -103,7 +108,7 @@ def test_a_model_that_drafts_for_itself_is_nearly_always_right(family: Family) -
     engine.close()
 
 
-def run(engine: MlxEngine, prompt: list[int], sampling: Sampling = GREEDY, **fields: object) -> Collected:
+def run(engine: MlxEngine, prompt: list[int], sampling: Sampling = GREEDY, **fields: Any) -> Collected:
     driver = Driver(engine)
     sequence = driver.submit(prompt, sampling, LONG, **fields)
     driver.run()
@@ -233,3 +238,25 @@ def test_where_it_does_not_pay_nothing_is_proposed(family: Family) -> None:
     assert not any(report.drafted for report in reports)
     assert len(driver.ids(ids)) == len(PROMPTS)
     engine.close()
+
+
+def test_weights_of_a_draft_model_are_rounded_and_it_still_proposes(family: Family, plain: MlxEngine) -> None:
+    settings = Generation(max_rows=8, speculation=Speculation(mode="draft", draft_weights="4bit"))
+    record = family.target
+    engine = MlxEngine(record, settings, TextTokenizer.load(record.path), draft=record)
+    engine.load()
+    assert answers(eager(engine), GREEDY) == answers(plain, GREEDY)
+    engine.close()
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_rounding_leaves_weights_of_four_bits(bits: int | None) -> None:
+    nn: Any = mlx.nn
+    layer = nn.Linear(64, 96)
+    model = nn.Sequential(layer if bits is None else nn.QuantizedLinear.from_linear(layer, 32, bits), nn.ReLU())
+    x = mx.random.normal((3, 64))
+    before = model(x)
+    assert round_weights(model) == 1
+    assert (model.layers[0].bits, model.layers[0].group_size) == (4, 64)
+    assert bool(mx.all(mx.abs(model(x) - before) < 0.2).item())
+    assert round_weights(model) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 import pytest
@@ -46,7 +47,7 @@ def tokenizer(smollm2: ModelRecord) -> TextTokenizer:
     return TextTokenizer.load(smollm2.path)
 
 
-def run(engine: MlxEngine, prompt: list[int], sampling: Sampling, stopping: Stopping, **fields: object) -> Collected:
+def run(engine: MlxEngine, prompt: list[int], sampling: Sampling, stopping: Stopping, **fields: Any) -> Collected:
     driver = Driver(engine)
     sequence = driver.submit(prompt, sampling, stopping, **fields)
     driver.run()
