@@ -241,7 +241,8 @@ class AdapterInfo:
 
 @attrs.frozen
 class ModelInfo:
-    """What a loaded model is. `kv_bytes_per_token` predicts the cache; `path` is its folder on this machine.
+    """What a loaded model is. `kv_bytes_per_token` predicts the cache; `path` is its folder on this machine;
+    `kernels` says what computes it: `mlx`, or `native` and the instruction set of our own kernels.
 
     A cache that is not `is_trimmable` cannot be cut back: its prefixes are checkpointed where a message ends.
     """
@@ -258,6 +259,7 @@ class ModelInfo:
     is_vision: bool = False
     fingerprint: str = ""
     is_trimmable: bool = True
+    kernels: str = ""
 
 
 @attrs.frozen

@@ -34,6 +34,7 @@ def findings(settings: Settings, home: Path) -> Iterator[Finding]:
     yield _system()
     yield from _packages()
     yield _native()
+    yield kernel_finding(settings.generation.native_kernels)
     yield from mlx_findings(settings.generation.blas)
     yield _memory()
     yield _disk(home)
@@ -70,6 +71,17 @@ def _native() -> Finding:
     if chosen.choice == "native" or os.environ.get("MLX_SERVING_NATIVE") == "pure":
         return Finding("native code", "ok", fact)
     return Finding("native code", "warn", fact, "install a C++ compiler, then reinstall mlx-serving")
+
+
+def kernel_finding(wanted: bool) -> Finding:
+    """On the kernels of MLX's CPU back end; `wanted`: generation.native_kernels."""
+    chosen = native.status()
+    fact = f"{chosen.kernels}: {chosen.kernels_reason}"
+    if not wanted:
+        return Finding("CPU kernels", "ok", f"pure: switched off by generation.native_kernels ({fact})")
+    if chosen.kernels == "native" or os.environ.get("MLX_SERVING_NATIVE") == "pure":
+        return Finding("CPU kernels", "ok", fact)
+    return Finding("CPU kernels", "warn", fact, "install a C++ compiler, then reinstall mlx-serving")
 
 
 def _memory() -> Finding:

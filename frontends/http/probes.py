@@ -76,6 +76,7 @@ def _health(status: StatusReported) -> dict[str, Any]:
             "context_length": model.info.context_length,
             "memory_bytes": model.memory_bytes,
             "pinned": model.pinned,
+            "kernels": model.info.kernels,
         }
         for model in status.models
     ]

@@ -65,8 +65,7 @@ class NativeLayerNorm(_nn.LayerNorm):  # type: ignore[misc]
     def __call__(self, x: mx.array) -> Any:
         if x.dtype not in FLOATING:
             return super().__call__(x)
-        weight, bias = (self[name] if name in self else None for name in ("weight", "bias"))
-        return OPERATIONS.layer_norm(x, weight, bias, self.eps)
+        return OPERATIONS.layer_norm(x, self.get("weight"), self.get("bias"), self.eps)
 
 
 class NativeRoPE(_nn.RoPE):  # type: ignore[misc]

@@ -68,13 +68,17 @@ def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps:
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x, both of one shape and type."""
     _alike(gate, x)
-    return gate * mx.sigmoid(gate) * x
+    wide = gate.astype(mx.float32)
+    return (wide * mx.sigmoid(wide) * x.astype(mx.float32)).astype(x.dtype)
 
 
 def geglu(gate: mx.array, x: mx.array) -> mx.array:
     """gelu(gate) * x with the tanh approximation, both of one shape and type."""
     _alike(gate, x)
-    return 0.5 * gate * (1 + mx.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))) * x
+    wide = gate.astype(mx.float32)
+    # (1 + tanh(a)) / 2 is the sigmoid of 2 a, which does not cancel for negative gates.
+    half = mx.sigmoid(2 * math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3))
+    return (wide * half * x.astype(mx.float32)).astype(x.dtype)
 
 
 def rope(
@@ -114,9 +118,7 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float,
     """
     _slabs(queries, keys, values)
     _require(keys.shape[0] == queries.shape[0], "keys have other rows than queries")
-    mask = "causal" if causal else None
-    keys, values = keys.astype(queries.dtype), values.astype(queries.dtype)
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+    return _attended(queries, keys, values, scale, "causal" if causal else None)
 
 
 def slab_attention(queries: mx.array, keys: mx.array, values: mx.array, lengths: mx.array, scale: float) -> mx.array:
@@ -132,9 +134,8 @@ def slab_attention(queries: mx.array, keys: mx.array, values: mx.array, lengths:
     mask = (mx.arange(capacity, dtype=mx.int32) <= ends[..., None])[:, None]
     # What stands behind a row's end may be anything: infinities would survive a weight of zero.
     is_used = mask[:, :, -1, :, None]
-    zero = mx.array(0, dtype=queries.dtype)
-    used = [mx.where(is_used, side[:rows].astype(queries.dtype), zero) for side in (keys, values)]
-    return mx.fast.scaled_dot_product_attention(queries, *used, scale=scale, mask=mask)
+    used_keys, used_values = (mx.where(is_used, side[:rows], mx.array(0, side.dtype)) for side in (keys, values))
+    return _attended(queries, used_keys, used_values, scale, mask)
 
 
 def quantized_slab_attention(
@@ -157,8 +158,10 @@ def quantized_slab_attention(
             queries.shape[-1] % group_size == 0 and side[1].shape == side[2].shape == groups,
             "scales and biases do not fit the quantised values",
         )
-    wide = [mx.dequantize(*side, group_size=group_size, bits=bits) for side in (keys, values)]
-    return slab_attention(queries, wide[0], wide[1], lengths, scale)
+    wide_keys, wide_values = (
+        mx.dequantize(side[0], side[1], side[2], group_size=group_size, bits=bits) for side in (keys, values)
+    )
+    return slab_attention(queries, wide_keys, wide_values, lengths, scale)
 
 
 def attend_in_place(
@@ -189,6 +192,14 @@ def attend_in_place(
     for slab, new in ((slab_keys, keys), (slab_values, values)):
         slab[row_of, :, columns] = new.swapaxes(1, 2).reshape(rows * tokens, kv_heads, size)
     return slab_attention(queries, slab_keys, slab_values, after, scale)
+
+
+def _attended(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
+) -> mx.array:
+    wide_queries, wide_keys, wide_values = (each.astype(mx.float32) for each in (queries, keys, values))
+    attended = mx.fast.scaled_dot_product_attention(wide_queries, wide_keys, wide_values, scale=scale, mask=mask)
+    return attended.astype(queries.dtype)
 
 
 def _norm(x: mx.array, *parts: mx.array | None) -> None:

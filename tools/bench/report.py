@@ -81,6 +81,7 @@ def _head(document: dict[str, Any]) -> list[str]:
         f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['os']}",
         f"- Python {document['python']}; {versions}",
         f"- Native code: {native['choice']} ({native['reason']}); BLAS: {blas}",
+        f"- CPU kernels: {native['kernels']} ({native['kernels_reason']})",
     ]
 
 

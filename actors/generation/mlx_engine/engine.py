@@ -100,12 +100,14 @@ class MlxEngine:
         self._model: Any = loading.load_weights(self._record)
         self._record = loading.widen(self._model, self._record)
         self._model = loading.dequantise(self._model, self._settings)
-        loading.speed_up(self._model, self._settings)
+        kernels = loading.speed_up(self._model, self._settings)
         self._load_draft()
         self._start_batching()
         self._warm_up()
         self._speculator = self._make_speculator()
-        info = attrs.evolve(self._record.info(), is_trimmable=not self._reuse.needs_segments)
+        info = attrs.evolve(
+            self._record.info(), is_trimmable=not self._reuse.needs_segments, kernels=kernels
+        )
         return info, self._limits
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:

@@ -16,6 +16,7 @@ from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_prod
 from mlx_serving.actors.memory import machine_bytes
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
+from mlx_serving.native.kernels import operations
 from mlx_serving.native.kernels.modules import install
 
 _DENSE_SHARE = 0.5
@@ -54,12 +55,14 @@ def load_weights(record: ModelRecord) -> Any:
     return model
 
 
-def speed_up(model: Any, settings: Generation) -> None:
-    """Install what makes this back end faster without changing what it computes."""
+def speed_up(model: Any, settings: Generation) -> str:
+    """Install what makes this back end faster without changing what it computes; says what computes then."""
     if not is_cpu():
-        return
-    if not settings.native_kernels or not install(model):
-        use_dense_products(model, settings.cpu_dense_rows)
+        return "mlx"
+    if settings.native_kernels and install(model):
+        return f"native {operations.instructions()}"
+    use_dense_products(model, settings.cpu_dense_rows)
+    return "mlx"
 
 
 def failed(record: ModelRecord, error: Exception) -> ModelLoadFailed:

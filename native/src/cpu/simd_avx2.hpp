@@ -56,6 +56,12 @@ inline V lane_sums(const V (&v)[W]) {
 }
 
 inline Words load_words(const uint32_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+// The first `count` words, then zeros.
+inline Words load_words(const uint32_t* p, int count) {
+  uint32_t words[W] = {};
+  for (int l = 0; l < count; l++) words[l] = p[l];
+  return load_words(words);
+}
 inline Words gather_words(const uint32_t* p, ptrdiff_t stride) {
   __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return {_mm256_i32gather_epi32((const int*)p, _mm256_mullo_epi32(lanes, _mm256_set1_epi32(int(stride))), 4)};
@@ -65,17 +71,8 @@ inline V digit(Words w, int shift) {
   __m256i moved = _mm256_srl_epi32(w.v, _mm_cvtsi32_si128(shift));
   return {_mm256_cvtepi32_ps(_mm256_and_si256(moved, _mm256_set1_epi32((1 << Bits) - 1)))};
 }
-template <class T, int Half>
-inline V element(Words w) {
-  if constexpr (sizeof(T) == 4) return {_mm256_castsi256_ps(w.v)};
-  if constexpr (std::is_same_v<T, bfloat_t>) {
-    return {_mm256_castsi256_ps(Half ? _mm256_slli_epi32(_mm256_srli_epi32(w.v, 16), 16) : _mm256_slli_epi32(w.v, 16))};
-  }
-  __m256i moved = Half ? _mm256_srli_epi32(w.v, 16) : _mm256_and_si256(w.v, _mm256_set1_epi32(0xffff));
-  __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(moved), _mm256_extracti128_si256(moved, 1));
-  return {_mm256_cvtph_ps(packed)};
-}
-// A row's next `count` scales (1, 2, 4 or 8), each spread over W / count lanes.
+// A row's next `count` scales (1, 2, 4 or 8), each spread over W / count lanes; only the first `given` are there and
+// read.
 struct Spread {
   __m256i lanes;
   int count;
@@ -84,7 +81,16 @@ struct Spread {
     for (int l = 0; l < W; l++) index[l] = l / (W / count);
     lanes = _mm256_load_si256((const __m256i*)index);
   }
-  inline V operator()(const float* p) const {
+  template <class T>
+  inline V operator()(const T* p, int given) const {
+    if (given == count) return spread(p);
+    T copy[W] = {};
+    for (int i = 0; i < given; i++) copy[i] = p[i];
+    return spread(copy);
+  }
+
+ private:
+  inline V spread(const float* p) const {
     if (count == 1) return set1(*p);
     if (count == 8) return load(p);
     __m128 values = count == 4 ? _mm_loadu_ps(p) : _mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)p));
@@ -96,10 +102,8 @@ struct Spread {
     if (count == 2) return _mm_loadu_si32(p);
     return _mm_loadu_si16(p);
   }
-  inline V operator()(const half_t* p) const {
-    return {_mm256_permutevar8x32_ps(_mm256_cvtph_ps(bits(p)), lanes)};
-  }
-  inline V operator()(const bfloat_t* p) const { return {_mm256_permutevar8x32_ps(widen(bits(p)).v, lanes)}; }
+  inline V spread(const half_t* p) const { return {_mm256_permutevar8x32_ps(_mm256_cvtph_ps(bits(p)), lanes)}; }
+  inline V spread(const bfloat_t* p) const { return {_mm256_permutevar8x32_ps(widen(bits(p)).v, lanes)}; }
 };
 inline V load_bytes(const uint8_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)))};

@@ -61,6 +61,10 @@ inline V lane_sums(const V (&v)[W]) {
 }
 
 inline Words load_words(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+// The first `count` words, then zeros.
+inline Words load_words(const uint32_t* p, int count) {
+  return {_mm512_maskz_loadu_epi32(__mmask16((1u << count) - 1), p)};
+}
 inline Words gather_words(const uint32_t* p, ptrdiff_t stride) {
   __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return {_mm512_i32gather_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(int(stride))), p, 4)};
@@ -79,30 +83,23 @@ inline V digit(Words w, int shift) {
     return {_mm512_cvtepi32_ps(_mm512_and_si512(moved, _mm512_set1_epi32((1 << Bits) - 1)))};
   }
 }
-template <class T, int Half>
-inline V element(Words w) {
-  if constexpr (sizeof(T) == 4) return {_mm512_castsi512_ps(w.v)};
-  __m512i moved = Half ? _mm512_srli_epi32(w.v, 16) : w.v;
-  if constexpr (std::is_same_v<T, bfloat_t>) return {_mm512_castsi512_ps(_mm512_slli_epi32(moved, 16))};
-  return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(moved))};
-}
-// A row's next `count` scales, each spread over W / count lanes; masked, so that nothing beyond them is read.
+// A row's next `count` scales, each spread over W / count lanes; only the first `given` are there and read.
 struct Spread {
   __m512i lanes;
-  __mmask16 mask;
-  explicit Spread(int count) : mask(__mmask16((1 << count) - 1)) {
+  explicit Spread(int count) {
     alignas(64) int index[W];
     for (int l = 0; l < W; l++) index[l] = l / (W / count);
     lanes = _mm512_load_si512(index);
   }
-  inline V operator()(const float* p) const {
-    return {_mm512_permutexvar_ps(lanes, _mm512_maskz_loadu_ps(mask, p))};
+  static inline __mmask16 mask(int given) { return __mmask16((1u << given) - 1); }
+  inline V operator()(const float* p, int given) const {
+    return {_mm512_permutexvar_ps(lanes, _mm512_maskz_loadu_ps(mask(given), p))};
   }
-  inline V operator()(const half_t* p) const {
-    return {_mm512_permutexvar_ps(lanes, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p)))};
+  inline V operator()(const half_t* p, int given) const {
+    return {_mm512_permutexvar_ps(lanes, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(given), p)))};
   }
-  inline V operator()(const bfloat_t* p) const {
-    return {_mm512_permutexvar_ps(lanes, widen(_mm256_maskz_loadu_epi16(mask, p)).v)};
+  inline V operator()(const bfloat_t* p, int given) const {
+    return {_mm512_permutexvar_ps(lanes, widen(_mm256_maskz_loadu_epi16(mask(given), p)).v)};
   }
 };
 inline V load_bytes(const uint8_t* p) {

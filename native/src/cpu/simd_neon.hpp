@@ -53,6 +53,12 @@ inline V lane_sums(const V (&v)[W]) {
 }
 
 inline Words load_words(const uint32_t* p) { return {vld1q_u32(p)}; }
+// The first `count` words, then zeros.
+inline Words load_words(const uint32_t* p, int count) {
+  uint32_t words[W] = {};
+  for (int l = 0; l < count; l++) words[l] = p[l];
+  return load_words(words);
+}
 inline Words gather_words(const uint32_t* p, ptrdiff_t stride) {
   uint32_t lanes[W] = {p[0], p[stride], p[2 * stride], p[3 * stride]};
   return load_words(lanes);
@@ -62,22 +68,15 @@ inline V digit(Words w, int shift) {
   uint32x4_t moved = vshlq_u32(w.v, vdupq_n_s32(-shift));
   return {vcvtq_f32_u32(vandq_u32(moved, vdupq_n_u32((1u << Bits) - 1)))};
 }
-template <class T, int Half>
-inline V element(Words w) {
-  if constexpr (sizeof(T) == 4) return {vreinterpretq_f32_u32(w.v)};
-  uint16x4_t bits = Half ? vshrn_n_u32(w.v, 16) : vmovn_u32(w.v);
-  if constexpr (std::is_same_v<T, bfloat_t>) return {vreinterpretq_f32_u32(vshll_n_u16(bits, 16))};
-  return {vcvt_f32_f16(vreinterpret_f16_u16(bits))};
-}
-// A row's next `count` scales (1, 2 or 4), each spread over W / count lanes.
+// A row's next `count` scales, each spread over W / count lanes; only the first `given` are there and read.
 struct Spread {
   int lanes;
   explicit Spread(int count) : lanes(W / count) {}
   template <class T>
-  inline V operator()(const T* p) const {
+  inline V operator()(const T* p, int given) const {
     if (lanes == W) return set1(to_float(*p));
-    float values[W];
-    for (int l = 0; l < W; l++) values[l] = to_float(p[l / lanes]);
+    float values[W] = {};
+    for (int l = 0; l < given * lanes; l++) values[l] = to_float(p[l / lanes]);
     return load(values);
   }
 };

@@ -55,6 +55,12 @@ inline V lane_sums(const V (&v)[W]) {
 }
 
 inline Words load_words(const uint32_t* p) { return {Unsigned{p[0], p[1], p[2], p[3]}}; }
+// The first `count` words, then zeros.
+inline Words load_words(const uint32_t* p, int count) {
+  uint32_t words[W] = {};
+  for (int l = 0; l < count; l++) words[l] = p[l];
+  return load_words(words);
+}
 inline Words gather_words(const uint32_t* p, ptrdiff_t stride) {
   return {Unsigned{p[0], p[stride], p[2 * stride], p[3 * stride]}};
 }
@@ -63,21 +69,16 @@ template <int Bits>
 inline V digit(Words w, int shift) {
   return {__builtin_convertvector((Signed)((w.v >> shift) & ((1u << Bits) - 1)), Floats)};
 }
-// The lanes' words as floats; for 16-bit types the lower (Half = 0) or upper half of each.
-template <class T, int Half>
-inline V element(Words w) {
-  if constexpr (sizeof(T) == 4) return {(Floats)w.v};
-  V r = zero();
-  for (int l = 0; l < W; l++) r.v[l] = to_float(T{uint16_t(w.v[l] >> (16 * Half))});
-  return r;
-}
-// A row's next `count` scales, each spread over W / count lanes.
+// A row's next `count` scales, each spread over W / count lanes; only the first `given` are there and read.
 struct Spread {
   int lanes;
   explicit Spread(int count) : lanes(W / count) {}
   template <class T>
-  inline V operator()(const T* p) const {
-    return {Floats{to_float(p[0]), to_float(p[1 / lanes]), to_float(p[2 / lanes]), to_float(p[3 / lanes])}};
+  inline V operator()(const T* p, int given) const {
+    if (lanes == W) return set1(to_float(*p));
+    float values[W] = {};
+    for (int l = 0; l < given * lanes; l++) values[l] = to_float(p[l / lanes]);
+    return load(values);
   }
 };
 inline V load_bytes(const uint8_t* p) { return {Floats{float(p[0]), float(p[1]), float(p[2]), float(p[3])}}; }

@@ -31,9 +31,11 @@ struct Digits {
   Words words;
   uint8_t bytes[kInLanes<Bits> ? 1 : 32];
 
-  explicit inline Digits(const uint32_t* p) {
-    if constexpr (kInLanes<Bits>) words = load_words(p);
-    else spread_digits<Bits>(p, bytes);
+  // `count` words are there; the others count as zeros. Blocks of bytes are always complete.
+  inline void read(const uint32_t* p, int count) {
+    if constexpr (!kInLanes<Bits>) spread_digits<Bits>(p, bytes);
+    else if (count == W) words = load_words(p);
+    else words = load_words(p, count);
   }
   inline V vector(int j) const {
     if constexpr (kInLanes<Bits>) return digit<Bits>(words, j * Bits);
@@ -41,101 +43,93 @@ struct Digits {
   }
 };
 
-// One row of the matrix, read block by block.
-template <int Bits, class S>
+// N rows of the matrix, read block by block. The strides are 0 where one row stands in for all.
+template <class S>
 struct RowCursor {
   const uint32_t* words;
   const S* scales;
   const S* biases;
+  long word_stride;
+  long group_stride;
 
-  RowCursor() = default;
-  RowCursor(const QuantizedMatrix& matrix, long row)
+  RowCursor(const QuantizedMatrix& matrix, long row, bool together)
       : words(matrix.weight + row * matrix.row_words()),
         scales(static_cast<const S*>(matrix.scales) + row * matrix.row_groups()),
-        biases(static_cast<const S*>(matrix.biases) + row * matrix.row_groups()) {}
+        biases(static_cast<const S*>(matrix.biases) + row * matrix.row_groups()),
+        word_stride(together ? matrix.row_words() : 0),
+        group_stride(together ? matrix.row_groups() : 0) {}
 };
 
-template <int Bits>
-inline Spread spread_of(int group) {
-  return Spread(group < kBlock<Bits> ? int(kBlock<Bits> / group) : 1);
+constexpr long kRowsAhead = 8;
+
+inline void prefetch(const void* p) {
+  __builtin_prefetch(p);
 }
 
-template <int Bits, class S, int M, int N>
-inline void block_step(const RowCursor<Bits, S> (&rows)[N], long block, long group_index, const Spread& spread,
-                       const float* const (&x)[M], V (&sums)[N][M]) {
+// Adds a block of `words` words a row. Each row of the matrix has kChains sums for each row of x, so that enough
+// additions are under way at once.
+template <int Bits, class S, int M, int N, int Chains>
+inline void block_step(const RowCursor<S>& rows, long block, int words, long group_index, const Spread& spread,
+                       int groups, long ahead, const float* const (&x)[M], V (&sums)[N][M][Chains]) {
   V scale[N], bias[N];
+  Digits<Bits> digits[N];
+#pragma GCC unroll 4
   for (int n = 0; n < N; n++) {
-    scale[n] = spread(rows[n].scales + group_index);
-    bias[n] = spread(rows[n].biases + group_index);
+    scale[n] = spread(rows.scales + group_index + n * rows.group_stride, groups);
+    bias[n] = spread(rows.biases + group_index + n * rows.group_stride, groups);
+    const uint32_t* next = rows.words + block * kBlockWords<Bits> + n * rows.word_stride;
+    digits[n].read(next, words);
+    // Rows are short and several are read at once, which defeats the processor's own prediction.
+    prefetch(next + ahead);
   }
-  if constexpr (N == 1) {
-    Digits<Bits> digits(rows[0].words + block * kBlockWords<Bits>);
 #pragma GCC unroll 16
-    for (int j = 0; j < kVectors<Bits>; j++) {
-      V weight = fma(digits.vector(j), scale[0], bias[0]);
-      for (int m = 0; m < M; m++) sums[0][m] = fma(weight, load(x[m] + block * kBlock<Bits> + j * W), sums[0][m]);
-    }
-  } else {
-    Digits<Bits> first(rows[0].words + block * kBlockWords<Bits>);
-    Digits<Bits> second(rows[1].words + block * kBlockWords<Bits>);
-#pragma GCC unroll 16
-    for (int j = 0; j < kVectors<Bits>; j++) {
-      V one = fma(first.vector(j), scale[0], bias[0]);
-      V two = fma(second.vector(j), scale[1], bias[1]);
-      for (int m = 0; m < M; m++) {
-        V value = load(x[m] + block * kBlock<Bits> + j * W);
-        sums[0][m] = fma(one, value, sums[0][m]);
-        sums[1][m] = fma(two, value, sums[1][m]);
-      }
+  for (int j = 0; j < kVectors<Bits>; j++) {
+    V weight[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) weight[n] = fma(digits[n].vector(j), scale[n], bias[n]);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      V value = load(x[m] + block * kBlock<Bits> + j * W);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; n++) sums[n][m][j % Chains] = fma(weight[n], value, sums[n][m][j % Chains]);
     }
   }
 }
 
-// The last, incomplete block of a row, copied beside zeros so that it can be read as a complete one.
-template <int Bits, class S>
-struct Tail {
-  uint32_t words[kBlockWords<Bits>] = {};
-  S scales[W] = {};
-  S biases[W] = {};
-
-  RowCursor<Bits, S> copy(const RowCursor<Bits, S>& row, const QuantizedMatrix& matrix) {
-    long first = matrix.columns / kBlock<Bits> * kBlockWords<Bits>;
-    long group = matrix.columns / kBlock<Bits> * kBlock<Bits> / matrix.group;
-    std::memcpy(words, row.words + first, size_t(matrix.row_words() - first) * 4);
-    std::memcpy(scales, row.scales + group, size_t(matrix.row_groups() - group) * sizeof(S));
-    std::memcpy(biases, row.biases + group, size_t(matrix.row_groups() - group) * sizeof(S));
-    RowCursor<Bits, S> cursor;
-    cursor.words = words;
-    cursor.scales = scales;
-    cursor.biases = biases;
-    return cursor;
-  }
-};
-
-template <int Bits, class S, int M, int N>
+template <int Bits, class S, int M, int N, int Chains>
 void quantized_tile(const QuantizedMatrix& matrix, long first, long last, const float* arranged, long size, long count,
                     float* y, long y_stride) {
   const float* x[M];
   for (int m = 0; m < M; m++) x[m] = arranged + size * (m < count ? m : count - 1);
-  Spread spread = spread_of<Bits>(matrix.group);
-  long blocks = matrix.columns / kBlock<Bits>;
-  for (long row = first; row < last; row += N) {
-    RowCursor<Bits, S> rows[N];
-    for (int n = 0; n < N; n++) rows[n] = RowCursor<Bits, S>(matrix, row + n < last ? row + n : last - 1);
-    V sums[N][M];
-    for (int n = 0; n < N; n++)
-      for (int m = 0; m < M; m++) sums[n][m] = zero();
-    for (long block = 0; block < blocks; block++)
-      block_step<Bits, S, M, N>(rows, block, block * kBlock<Bits> / matrix.group, spread, x, sums);
-    if (blocks * kBlock<Bits> < matrix.columns) {
-      Tail<Bits, S> tails[N];
-      for (int n = 0; n < N; n++) rows[n] = tails[n].copy(rows[n], matrix);
-      const float* rest[M];
-      for (int m = 0; m < M; m++) rest[m] = x[m] + blocks * kBlock<Bits>;
-      block_step<Bits, S, M, N>(rows, 0, 0, spread, rest, sums);
+  int groups = matrix.group < kBlock<Bits> ? int(kBlock<Bits> / matrix.group) : 1;
+  int blocks_a_group = matrix.group > kBlock<Bits> ? int(matrix.group / kBlock<Bits>) : 1;
+  int shift = std::countr_zero(unsigned(blocks_a_group));
+  Spread spread(groups);
+  long blocks = matrix.columns / kBlock<Bits>, rest = matrix.columns - blocks * kBlock<Bits>;
+  long ahead = kRowsAhead * matrix.row_words();
+  for (long row = first; row < last;) {
+    bool together = row + N <= last;
+    RowCursor<S> rows(matrix, row, together);
+    for (int n = 0; n < N; n++) {
+      prefetch(rows.scales + (kRowsAhead + n) * matrix.row_groups());
+      prefetch(rows.biases + (kRowsAhead + n) * matrix.row_groups());
     }
-    for (int n = 0; n < N && row + n < last; n++)
-      for (int m = 0; m < M && m < count; m++) y[m * y_stride + row + n] = sum(sums[n][m]);
+    V sums[N][M][Chains];
+    for (auto& of_row : sums)
+      for (auto& chains : of_row)
+        for (V& each : chains) each = zero();
+    for (long block = 0; block < blocks; block++)
+      block_step<Bits, S, M, N, Chains>(rows, block, W, (block * groups) >> shift, spread, groups, ahead, x, sums);
+    if (rest > 0)
+      block_step<Bits, S, M, N, Chains>(rows, blocks, int(rest * Bits / 32), (blocks * groups) >> shift, spread,
+                                        int((rest + matrix.group - 1) / matrix.group), ahead, x, sums);
+    for (int n = 0; n < (together ? N : 1); n++)
+      for (int m = 0; m < M && m < count; m++) {
+        V total = sums[n][m][0];
+        for (int c = 1; c < Chains; c++) total = add(total, sums[n][m][c]);
+        y[m * y_stride + row + n] = sum(total);
+      }
+    row += together ? N : 1;
   }
 }
 
@@ -147,11 +141,11 @@ void quantized_rows_of(const QuantizedMatrix& matrix, long first, long last, con
     long rest = count - m < 8 ? count - m : 8;
     const float* x = arranged + m * size;
     float* out = y + m * y_stride;
-    if (rest == 1) quantized_tile<Bits, S, 1, 2>(matrix, first, last, x, size, rest, out, y_stride);
-    else if (rest == 2) quantized_tile<Bits, S, 2, 2>(matrix, first, last, x, size, rest, out, y_stride);
-    else if (rest <= 4) quantized_tile<Bits, S, 4, 2>(matrix, first, last, x, size, rest, out, y_stride);
-    else if (rest <= 6) quantized_tile<Bits, S, 6, 2>(matrix, first, last, x, size, rest, out, y_stride);
-    else quantized_tile<Bits, S, 8, 2>(matrix, first, last, x, size, rest, out, y_stride);
+    if (rest == 1) quantized_tile<Bits, S, 1, 4, 2>(matrix, first, last, x, size, rest, out, y_stride);
+    else if (rest == 2) quantized_tile<Bits, S, 2, 4, 1>(matrix, first, last, x, size, rest, out, y_stride);
+    else if (rest <= 4) quantized_tile<Bits, S, 4, 2, 1>(matrix, first, last, x, size, rest, out, y_stride);
+    else if (rest <= 6) quantized_tile<Bits, S, 6, 2, 1>(matrix, first, last, x, size, rest, out, y_stride);
+    else quantized_tile<Bits, S, 8, 2, 1>(matrix, first, last, x, size, rest, out, y_stride);
   }
 }
 

@@ -1,0 +1,311 @@
+"""One body for both twins of every kernel: against references in float64, in every instruction set of this machine.
+
+Bounds are relative to the largest result: 1e-5 for sums in float32, 2e-3 and 1.6e-2 where results are rounded to
+float16 and bfloat16.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlx_serving.native import kernel_choice
+
+Floats = npt.NDArray[np.float64]
+TYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+BOUNDS = {mx.float32: 1e-5, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}
+types = st.sampled_from(list(TYPES.values()))
+seeds = st.integers(0, 2**31)
+
+
+@pytest.fixture(scope="module", params=["pure", "scalar", "avx2", "avx512", "neon"])
+def twin(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The pure twin, and the native one with each instruction set."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    if request.param == "pure":
+        yield importlib.import_module("mlx_serving.native.kernels.pure")
+    elif kernel_choice.plan().choice == "pure":
+        pytest.skip("the native kernels are not built here")
+    else:
+        module = importlib.import_module("mlx_serving.native._kernels")
+        chosen = module.instructions()
+        if not module.use_instructions(request.param):
+            pytest.skip(f"this processor has no {request.param}")
+        yield module
+        module.use_instructions(chosen)
+    mx.set_default_device(before)
+
+
+def examples(count: int) -> Callable[[Any], Any]:
+    return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def exact(array: mx.array) -> Floats:
+    return np.array(array.astype(mx.float32), dtype=np.float64)
+
+
+def normal(seed: int, shape: tuple[int, ...], dtype: mx.Dtype = mx.float32) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+
+
+def strided(seed: int, shape: tuple[int, ...], dtype: mx.Dtype, kind: int) -> mx.array:
+    """The same numbers in another order of memory: as they are, from a wider array, or transposed."""
+    if kind == 0:
+        return normal(seed, shape, dtype)
+    if kind == 1:
+        return normal(seed, (*shape[:-1], shape[-1] + 3), dtype)[..., 1:-2]
+    return normal(seed, (*shape[:-2], shape[-1], shape[-2]), dtype).swapaxes(-1, -2)
+
+
+def agrees(found: mx.array, expected: Floats, dtype: mx.Dtype, bound: float | None = None) -> None:
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    worst = np.max(np.abs(exact(found) - expected), initial=0.0)
+    largest = np.max(np.abs(expected), initial=1e-3)
+    assert worst <= (bound or BOUNDS[dtype]) * largest, f"{worst / largest:.2g} of the largest"
+
+
+@examples(60)
+@given(
+    seeds, st.sampled_from([2, 3, 4, 5, 6, 8]), st.sampled_from([32, 64, 128]), st.integers(1, 9), types, types,
+    st.integers(1, 40), st.integers(1, 70), st.integers(0, 2),
+)  # fmt: skip
+def test_quantised_products(
+    twin: ModuleType, seed: int, bits: int, group: int, groups: int, dtype: mx.Dtype, scale_type: mx.Dtype, rows: int,
+    columns: int, kind: int,
+) -> None:  # fmt: skip
+    weight, scales, biases = mx.quantize(normal(seed, (columns, group * groups)), group_size=group, bits=bits)
+    scales, biases = scales.astype(scale_type), biases.astype(scale_type)
+    wide = mx.dequantize(weight, scales.astype(mx.float32), biases.astype(mx.float32), group_size=group, bits=bits)
+    x = strided(seed + 1, (rows, group * groups), dtype, kind)
+    found = twin.quantized_matmul(x, weight, scales, biases, group, bits)
+    agrees(found, exact(x) @ exact(wide).T, dtype)
+
+
+@examples(60)
+@given(
+    seeds, types, types, st.integers(1, 40), st.integers(1, 70), st.integers(1, 300), st.integers(0, 2),
+    st.integers(0, 2),
+)  # fmt: skip
+def test_dense_products(
+    twin: ModuleType, seed: int, dtype: mx.Dtype, weight_type: mx.Dtype, rows: int, columns: int, depth: int, kind: int,
+    weight_kind: int,
+) -> None:  # fmt: skip
+    x, weight = strided(seed, (rows, depth), dtype, kind), strided(seed + 1, (columns, depth), weight_type, weight_kind)
+    agrees(twin.matmul(x, weight), exact(x) @ exact(weight).T, dtype)
+
+
+@examples(40)
+@given(seeds, types, types, st.integers(1, 5), st.integers(1, 700), st.integers(0, 2), st.booleans())
+def test_norms(
+    twin: ModuleType, seed: int, dtype: mx.Dtype, weight_type: mx.Dtype, rows: int, size: int, kind: int, weighted: bool
+) -> None:
+    x = strided(seed, (rows, size), dtype, kind)
+    weight, bias = (normal(seed + i, (size,), weight_type) if weighted else None for i in (1, 2))
+    values = exact(x)
+    scale = exact(weight) if weight is not None else 1.0
+    shift = exact(bias) if bias is not None else 0.0
+    result = dtype if weight is None or dtype == weight_type else mx.float32
+    by_square = values / np.sqrt(np.mean(values**2, axis=-1, keepdims=True) + 1e-3) * scale
+    agrees(twin.rms_norm(x, weight, 1e-3), by_square, result)
+    centred = values - np.mean(values, axis=-1, keepdims=True)
+    by_variance = centred / np.sqrt(np.var(values, axis=-1, keepdims=True) + 1e-3) * scale + shift
+    agrees(twin.layer_norm(x, weight, bias, 1e-3), by_variance, result)
+
+
+@examples(40)
+@given(seeds, types, st.integers(1, 5), st.integers(1, 300), st.integers(0, 2))
+def test_gates(twin: ModuleType, seed: int, dtype: mx.Dtype, rows: int, size: int, kind: int) -> None:
+    gate, x = strided(seed, (rows, size), dtype, kind) * 8, normal(seed + 1, (rows, size), dtype)
+    gates, values = exact(gate), exact(x)
+    agrees(twin.swiglu(gate, x), gates / (1 + np.exp(-gates)) * values, dtype)
+    inner = np.sqrt(2 / np.pi) * (gates + 0.044715 * gates**3)
+    agrees(twin.geglu(gate, x), 0.5 * gates * (1 + np.tanh(inner)) * values, dtype)
+
+
+@examples(40)
+@given(
+    seeds, types, st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 40), st.integers(0, 20),
+    st.booleans(), st.booleans(), st.booleans(), st.integers(0, 4000),
+)  # fmt: skip
+def test_rotations(
+    twin: ModuleType, seed: int, dtype: mx.Dtype, rows: int, heads: int, tokens: int, half: int, rest: int,
+    traditional: bool, given_freqs: bool, each: bool, start: int,
+) -> None:  # fmt: skip
+    x = normal(seed, (rows, tokens, heads, 2 * half + rest), dtype).swapaxes(1, 2)
+    starts = [start + 7 * row if each else start for row in range(rows)]
+    offset = mx.array(starts if each else start, dtype=mx.int32)
+    freqs = mx.random.uniform(1, 50, (half,), key=mx.random.key(seed)) if given_freqs else None
+    radians = 1 / exact(freqs) if freqs is not None else 10000.0 ** (-np.arange(half) / half)
+    angles = (np.array(starts)[:, None] + np.arange(tokens))[:, None, :, None] * radians
+    values = exact(x)
+    parts = (values[..., 0 : 2 * half : 2], values[..., 1 : 2 * half : 2])
+    if not traditional:
+        parts = (values[..., :half], values[..., half : 2 * half])
+    first = parts[0] * np.cos(angles) - parts[1] * np.sin(angles)
+    second = parts[0] * np.sin(angles) + parts[1] * np.cos(angles)
+    turned = np.stack([first, second], axis=-1).reshape(*first.shape[:-1], 2 * half)
+    expected = np.concatenate(
+        [turned if traditional else np.concatenate([first, second], axis=-1), values[..., 2 * half :]], axis=-1
+    )
+    found = twin.rope(x, 2 * half, traditional, None if given_freqs else 10000.0, 1.0, offset, freqs)
+    # An angle in float32 is off by 2^-24 of itself: a thousandth of a radian at some ten thousand positions.
+    agrees(found, expected, dtype, max(BOUNDS[dtype], 2e-3))
+
+
+def attended(queries: Floats, keys: Floats, values: Floats, lengths: list[int], scale: float, causal: bool) -> Floats:
+    rows, heads, tokens, _ = queries.shape
+    result = np.zeros_like(queries)
+    for row, head, token in np.ndindex(rows, heads, tokens):
+        seen = lengths[row] - tokens + token + 1 if causal else lengths[row]
+        kv_head = head // (heads // keys.shape[1])
+        scores = keys[row, kv_head, :seen] @ queries[row, head, token] * scale
+        weights = np.exp(scores - scores.max())
+        result[row, head, token] = weights @ values[row, kv_head, :seen] / weights.sum()
+    return result
+
+
+shapes = st.tuples(
+    st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 3), st.sampled_from([1, 2, 7, 30]),
+    st.sampled_from([16, 64, 80, 128]), st.sampled_from([0, 3, 90, 700]),
+)  # fmt: skip
+"""Rows, heads a key, key heads, queries, head size, and columns before them."""
+
+
+@examples(25)
+@given(seeds, types, shapes, st.booleans())
+def test_attention(
+    twin: ModuleType, seed: int, dtype: mx.Dtype, shape: tuple[int, int, int, int, int, int], causal: bool
+) -> None:
+    rows, group, kv_heads, tokens, size, before = shape
+    queries = normal(seed, (rows, tokens, group * kv_heads, size), dtype).swapaxes(1, 2)
+    keys, values = (
+        normal(seed + i, (rows, kv_heads, before + tokens + 5, size), dtype)[:, :, : before + tokens] for i in (1, 2)
+    )
+    expected = attended(exact(queries), exact(keys), exact(values), [before + tokens] * rows, size**-0.5, causal)
+    agrees(twin.attention(queries, keys, values, size**-0.5, causal), expected, dtype)
+
+
+@examples(25)
+@given(seeds, types, shapes)
+def test_attention_to_slabs(
+    twin: ModuleType, seed: int, dtype: mx.Dtype, shape: tuple[int, int, int, int, int, int]
+) -> None:
+    rows, group, kv_heads, tokens, size, before = shape
+    queries = normal(seed, (rows, group * kv_heads, tokens, size), dtype)
+    keys, values = (normal(seed + i, (rows + 1, kv_heads, before + tokens + 5, size), dtype) for i in (1, 2))
+    lengths = [tokens + before * row // rows for row in range(rows)]
+    expected = attended(exact(queries), exact(keys), exact(values), lengths, size**-0.5, True)
+    found = twin.slab_attention(queries, keys, values, mx.array(lengths, dtype=mx.int32), size**-0.5)
+    agrees(found, expected, dtype)
+
+
+@examples(25)
+@given(seeds, shapes, st.sampled_from([4, 8]), st.sampled_from([32, 64]))
+def test_attention_to_quantised_slabs(
+    twin: ModuleType, seed: int, shape: tuple[int, int, int, int, int, int], bits: int, group_size: int
+) -> None:
+    rows, group, kv_heads, tokens, size, before = shape
+    size = size // 64 * 64 or 64
+    queries = normal(seed, (rows, group * kv_heads, tokens, size))
+    slabs = [
+        mx.quantize(normal(seed + i, (rows, kv_heads, before + tokens + 5, size)), group_size=group_size, bits=bits)
+        for i in (1, 2)
+    ]
+    keys, values = (exact(mx.dequantize(*slab, group_size=group_size, bits=bits)) for slab in slabs)
+    lengths = [tokens + before * row // rows for row in range(rows)]
+    found = twin.quantized_slab_attention(
+        queries, *map(list, slabs), mx.array(lengths, dtype=mx.int32), size**-0.5, group_size, bits
+    )
+    agrees(found, attended(exact(queries), keys, values, lengths, size**-0.5, True), mx.float32)
+
+
+@examples(25)
+@given(seeds, types, shapes)
+def test_attention_that_writes_in_place(
+    twin: ModuleType, seed: int, dtype: mx.Dtype, shape: tuple[int, int, int, int, int, int]
+) -> None:
+    rows, group, kv_heads, tokens, size, before = shape
+    queries = normal(seed, (rows, group * kv_heads, tokens, size), dtype)
+    keys, values = (normal(seed + i, (rows, tokens, kv_heads, size), dtype).swapaxes(1, 2) for i in (1, 2))
+    slabs = [normal(seed + i, (rows, kv_heads, before + tokens + 5, size), dtype) for i in (3, 4)]
+    mx.eval(slabs)
+    lengths = [before * row // rows for row in range(rows)]
+    expected = [exact(slab) for slab in slabs]
+    for side, new in zip(expected, (keys, values), strict=True):
+        for row, first in enumerate(lengths):
+            side[row, :, first : first + tokens] = exact(new)[row]
+    found = twin.attend_in_place(queries, keys, values, *slabs, mx.array(lengths, dtype=mx.int32), size**-0.5)
+    after = [length + tokens for length in lengths]
+    agrees(found, attended(exact(queries), expected[0], expected[1], after, size**-0.5, True), dtype)
+    for slab, side in zip(slabs, expected, strict=True):
+        np.testing.assert_array_equal(exact(slab), side)
+
+
+def test_lengths_out_of_range_read_nothing_beyond_the_slab(twin: ModuleType) -> None:
+    queries, slab = normal(0, (3, 2, 1, 16)), normal(1, (3, 2, 8, 16))
+    lengths = mx.array([-5, 8, 2**30], dtype=mx.int32)
+    found = twin.slab_attention(queries, slab, slab, lengths, 0.25)
+    agrees(found, attended(exact(queries), exact(slab), exact(slab), [1, 8, 8], 0.25, True), mx.float32)
+
+
+def test_what_stands_behind_a_rows_end_changes_nothing(twin: ModuleType) -> None:
+    queries, slab = normal(0, (1, 2, 1, 16)), normal(1, (1, 2, 8, 16))
+    spoilt = mx.concatenate([slab[:, :, :3], mx.full((1, 2, 5, 16), mx.nan)], axis=2)
+    lengths = mx.array([3], dtype=mx.int32)
+    expected = exact(twin.slab_attention(queries, slab, slab, lengths, 0.25))
+    agrees(twin.slab_attention(queries, spoilt, spoilt, lengths, 0.25), expected, mx.float32)
+
+
+def test_empty_inputs_give_empty_results(twin: ModuleType) -> None:
+    assert twin.matmul(mx.zeros((0, 8)), mx.zeros((4, 8))).shape == (0, 4)
+    assert twin.rms_norm(mx.zeros((0, 8)), None, 1e-5).shape == (0, 8)
+    assert twin.swiglu(mx.zeros((0, 8)), mx.zeros((0, 8))).shape == (0, 8)
+
+
+def one(*shape: int) -> mx.array:
+    return mx.zeros(shape)
+
+
+Wrong = Callable[[ModuleType], mx.array]
+WRONG: dict[str, Wrong] = {
+    "depth": lambda twin: twin.matmul(one(2, 3), one(2, 4)),
+    "integers": lambda twin: twin.matmul(one(2, 3).astype(mx.int32), one(2, 3)),
+    "a vector as weight": lambda twin: twin.matmul(one(2, 3), one(3)),
+    "bits": lambda twin: twin.quantized_matmul(one(1, 64), one(8, 8).astype(mx.uint32), one(8, 1), one(8, 1), 64, 7),
+    "group": lambda twin: twin.quantized_matmul(one(1, 48), one(8, 6).astype(mx.uint32), one(8, 1), one(8, 1), 48, 4),
+    "scales": lambda twin: twin.quantized_matmul(one(1, 64), one(8, 8).astype(mx.uint32), one(8, 2), one(8, 2), 64, 4),
+    "weight type": lambda twin: twin.quantized_matmul(one(1, 64), one(8, 8), one(8, 1), one(8, 1), 64, 4),
+    "norm weight": lambda twin: twin.rms_norm(one(2, 8), one(7), 1e-5),
+    "gate shape": lambda twin: twin.swiglu(one(2, 8), one(2, 7)),
+    "odd rotation": lambda twin: twin.rope(one(1, 1, 1, 8), 3, False, 1e4, 1.0, mx.array(0, dtype=mx.int32), None),
+    "two ways to rotate": lambda twin: twin.rope(
+        one(1, 1, 1, 8), 4, False, 1e4, 1.0, mx.array(0, dtype=mx.int32), one(2)
+    ),
+    "offset type": lambda twin: twin.rope(one(1, 1, 1, 8), 4, False, 1e4, 1.0, mx.array(0.0), None),
+    "head size": lambda twin: twin.attention(one(1, 2, 1, 8), one(1, 2, 4, 8), one(1, 2, 4, 8), 1.0, True),
+    "heads": lambda twin: twin.attention(one(1, 3, 1, 16), one(1, 2, 4, 16), one(1, 2, 4, 16), 1.0, True),
+    "columns": lambda twin: twin.attention(one(1, 2, 5, 16), one(1, 2, 4, 16), one(1, 2, 4, 16), 1.0, True),
+    "slots": lambda twin: twin.slab_attention(
+        one(2, 2, 1, 16), one(1, 2, 4, 16), one(1, 2, 4, 16), mx.array([1, 1], dtype=mx.int32), 1.0
+    ),
+    "lengths": lambda twin: twin.slab_attention(
+        one(1, 2, 1, 16), one(1, 2, 4, 16), one(1, 2, 4, 16), mx.array([1.0]), 1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_arrays_are_refused(twin: ModuleType, wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"must|not|fewer"):
+        WRONG[wrong](twin)

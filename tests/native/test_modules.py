@@ -1,0 +1,95 @@
+"""Models compute the same with the native kernels, and MLX's own modules come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn
+import numpy as np
+import pytest
+from mlx_lm.models import llama
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlx_serving.native.kernels import choice
+from mlx_serving.native.kernels.modules import TABLE, install, uninstall
+
+nn: Any = mlx.nn
+needs_kernels = pytest.mark.skipif(choice.choice == "pure", reason="the native kernels are not built here")
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu() -> Any:
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+def tiny_llama(bits: int | None) -> Any:
+    mx.random.seed(3)
+    args = llama.ModelArgs(
+        model_type="llama",
+        hidden_size=128,
+        num_hidden_layers=2,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        vocab_size=96,
+        tie_word_embeddings=True,
+    )
+    model: Any = llama.Model(args)
+    if bits is not None:
+        nn.quantize(model, 32, bits)
+    mx.eval(model.parameters())
+    return model
+
+
+def logits(model: Any, rows: int) -> np.ndarray[Any, Any]:
+    """Of a prompt, then of three more tokens, one at a time."""
+    caches = make_prompt_cache(model)
+    prompt = mx.random.randint(0, 96, (rows, 11), key=mx.random.key(5))
+    parts = [model(prompt, cache=caches)]
+    parts += [model(prompt[:, i : i + 1], cache=caches) for i in range(3)]
+    return np.array(mx.concatenate(parts, axis=1))
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [None, 3, 4, 8])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_model_computes_the_same(bits: int | None, rows: int) -> None:
+    model = tiny_llama(bits)
+    expected = logits(model, rows)
+    assert install(model) > 0
+    np.testing.assert_allclose(logits(model, rows), expected, rtol=1e-4, atol=1e-4)
+    uninstall(model)
+    np.testing.assert_array_equal(logits(model, rows), expected)
+
+
+@needs_kernels
+def test_a_models_modules_stay_what_others_look_for() -> None:
+    model = tiny_llama(4)
+    names = [name for name, _ in model.named_modules()]
+    install(model)
+    assert [name for name, _ in model.named_modules()] == names
+    assert isinstance(model.model.layers[0].self_attn.q_proj, nn.QuantizedLinear)
+    assert type(model.model.layers[0].self_attn.q_proj) in [ours for ours, _ in TABLE.values()]
+
+
+@needs_kernels
+def test_what_a_kernel_does_not_take_stays_with_mlx() -> None:
+    layer = nn.QuantizedLinear(64, 32, group_size=32, bits=4, mode="mxfp4")
+    assert install(layer) == 0
+    norm = nn.RMSNorm(8)
+    install(norm)
+    assert norm(mx.ones((2, 8), dtype=mx.int32)).shape == (2, 8)
+
+
+@needs_kernels
+def test_a_linear_layer_with_a_bias_adds_it() -> None:
+    layer = nn.Linear(64, 32)
+    x = mx.random.normal((5, 64))
+    expected = np.array(layer(x))
+    install(layer)
+    np.testing.assert_allclose(np.array(layer(x)), expected, rtol=1e-5, atol=1e-5)
