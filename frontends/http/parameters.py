@@ -123,7 +123,7 @@ _REASONING = (
     Parameter("chat_template_kwargs", AnyObject(), "Variables for the chat template, such as enable_thinking."),
 )
 
-_NOT_OFFERED_IN_CHAT = {
+_NOT_OFFERED_IN_CHAT: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),

@@ -38,7 +38,10 @@ TURNS = (
     ChatMessage("assistant", "", tool_calls=(ToolCall("weather", '{"city": "Köln"}', "call_1"),), reasoning="so"),
     ChatMessage("tool", "rain", tool_call_id="call_1"),
 )
-HERMES = "{{ tools | tojson }}<tool_call>{% for m in messages %}{{ m.tool_calls | tojson }}{{ m.name }}{% endfor %}"
+HERMES = (
+    "{{ tools | tojson }}<tool_call>"
+    "{% for m in messages %}{{ (m.tool_calls or []) | tojson }}{{ m.name }}{% endfor %}"
+)
 TEXTS = (
     "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '' + c.function.arguments }}{% endfor %}{% endfor %}"
 )
