@@ -197,6 +197,9 @@ class Guidance:
         5.0, "How long a schema or grammar may take to compile before its request is refused.", minimum=0.05
     )
     cached: int = setting(64, "Compiled schemas and grammars kept by each replica.", minimum=1)
+    at_start: bool = setting(
+        True, "Read the vocabulary while the model loads, so that the first guided request holds nobody up."
+    )
 
 
 @attrs.frozen

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -44,7 +45,7 @@ class _Compilation:
 class GuideCompiler:
     """`start` may be called on any thread. Nothing is imported or started before the first call.
 
-    `seconds` bounds one compilation, `cached` the number of compiled sources kept.
+    `seconds` bounds one compilation once the vocabulary is read, `cached` the number of compiled sources kept.
     """
 
     def __init__(self, matchers: Matchers, seconds: float = 5.0, cached: int = 64) -> None:
@@ -56,6 +57,7 @@ class GuideCompiler:
         self._under_way: dict[Guidance, _Compilation] = {}
         self._jobs: queue.SimpleQueue[_Compilation | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._is_loaded = False
 
     def start(self, guidance: Guidance) -> Future[Guide]:
         """A guide at the beginning of an answer; or GuidanceInvalid, or Overloaded if too much is being compiled."""
@@ -74,9 +76,14 @@ class GuideCompiler:
                 self._begin(guidance, future)
         return future
 
-    def warm_up(self) -> None:
-        """Do now what the first call would wait for: it holds the GIL for most of a second."""
+    def load(self) -> None:
+        """Do now what the first compilation would wait for. It holds the GIL for most of a second."""
         self._matchers.load()
+        with self._lock:
+            if not self._is_loaded:
+                self._is_loaded = True
+                for job in self._under_way.values():
+                    job.timer.start()
 
     def close(self) -> None:
         """Answer who waits, and end the threads."""
@@ -96,12 +103,15 @@ class GuideCompiler:
         timer = threading.Timer(self._seconds, self._time_out, (guidance,))
         timer.daemon = True
         job = self._under_way[guidance] = _Compilation(guidance, timer, [future])
-        timer.start()
+        if self._is_loaded:
+            timer.start()
         if not self._threads:
             self._threads = _started(self._work, _THREADS)
         self._jobs.put(job)
 
     def _work(self) -> None:
+        with suppress(Exception):  # `make` will tell
+            self.load()
         while (job := self._jobs.get()) is not None:
             job.is_started = True
             if job.waiting:

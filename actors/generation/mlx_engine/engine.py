@@ -16,6 +16,7 @@ before it may join the others: the row at fault fails there by itself.
 from __future__ import annotations
 
 import functools
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -97,6 +98,10 @@ class MlxEngine:
 
     def load(self) -> tuple[ModelInfo, EngineLimits]:
         loading.prepare_device(self._settings)
+        self._guiding = guiding.Guiding(
+            self._tokenizer, self._eos_ids, self._record.vocab_size, self._settings.guidance
+        )
+        vocabulary = self._read_vocabulary()
         self._model: Any = loading.load_weights(self._record)
         self._record = loading.widen(self._model, self._record)
         self._model = loading.dequantise(self._model, self._settings)
@@ -105,10 +110,19 @@ class MlxEngine:
         self._start_batching()
         self._warm_up()
         self._speculator = self._make_speculator()
+        if vocabulary.is_alive():
+            vocabulary.join()
         info = attrs.evolve(
             self._record.info(), is_trimmable=not self._reuse.needs_segments, kernels=kernels
         )
         return info, self._limits
+
+    def _read_vocabulary(self) -> threading.Thread:
+        """Have it read for guides, beside the weights."""
+        thread = threading.Thread(target=self._guiding.load, name="vocabulary", daemon=True)
+        if self._settings.guidance.at_start:
+            thread.start()
+        return thread
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:
         prompt = prompt_of(sequence, self._record)
@@ -232,9 +246,6 @@ class MlxEngine:
         kept = self._settings.prefix_cache.share_of(budget)
         self._limits = EngineLimits(self._slots, budget - kept, weights, memory)
         self._reuse = reuse_for(self._record, self._settings, self._new_caches, kept)
-        self._guiding = guiding.Guiding(
-            self._tokenizer, self._eos_ids, self._record.vocab_size, self._settings.guidance
-        )
         self._prompts = Prompts(
             self._model, self._adapters, self._new_caches, self._reuse, slabs, self._fail, self._is_cleared
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent import futures
+from contextlib import suppress
 
 import mlx.core as mx
 
@@ -34,6 +35,11 @@ class Guiding:
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._awaited: list[Row] = []
+
+    def load(self) -> None:
+        """Read the vocabulary, on any thread: later it would hold every row up."""
+        with suppress(Exception):  # the first guide will tell
+            self._compiler.load()
 
     def begin(self, row: Row) -> None:
         """Have its guide made, if it wants one. Until then the row is prefilled but does not join the batch."""

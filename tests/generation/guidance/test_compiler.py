@@ -38,6 +38,9 @@ class SlowMatchers(Matchers):
         self.entered = threading.Semaphore(0)
         self.made: list[Guidance] = []
 
+    def load(self) -> Any:
+        return self.inner.load()
+
     def make(self, guidance: Guidance) -> Any:
         self.made.append(guidance)
         self.entered.release()
