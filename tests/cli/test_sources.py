@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mlx_serving.actors.errors import ConfigurationInvalid
-from mlx_serving.frontends.cli.sources import Sources, model_name
+from mlx_serving.frontends.cli.sources import DRAFT_MODEL, Sources, model_name
 
 
 def test_an_assignment_takes_the_type_of_its_setting(home: Path) -> None:
@@ -54,3 +54,9 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     assert model_name("./here") == str(tmp_path.resolve() / "here")
     assert model_name("~").startswith("/")
+
+
+def test_a_draft_model_in_a_folder_is_trusted_too(home: Path, tmp_path: Path) -> None:
+    settings = Sources().load_for("a", {DRAFT_MODEL: str(tmp_path)}).settings
+    assert settings.generation.speculation.draft_model == str(tmp_path)
+    assert settings.models.trusted_folders == (str(tmp_path),)
