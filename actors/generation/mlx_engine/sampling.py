@@ -23,6 +23,8 @@ _NARROW = 1024
 ACCEPTANCE, DRAFTING = 1, 2
 """Streams of uniform numbers: of accepting drafts and of drawing them; 0 is that of the answer."""
 _UNLIMITED = 2**31 - 1
+_COLDEST = 1e30
+"""Inverse temperature at which nothing but the most probable tokens has any weight left."""
 _MASK = (1 << 64) - 1
 
 
@@ -105,7 +107,7 @@ class Draw:
         is_random = [each.temperature > 0 for each in parameters]
         self.is_greedy = not any(is_random)
         self._greedy = None if all(is_random) else mx.array([not each for each in is_random])
-        self._inverse_temperature = _column([1.0 / (each.temperature or 1.0) for each in parameters])
+        self._inverse_temperature = _column([_inverse_temperature(each) or 1.0 for each in parameters])
         self._min_p = _column([each.min_p for each in parameters]) if any(p.min_p for p in parameters) else None
         self._order = _order(parameters)
         self._limits = mx.array([each.top_k for each in parameters], dtype=mx.int32)
@@ -139,7 +141,7 @@ class Draw:
         drawn = uniform if len(uniform) else [0.0] * len(self._parameters)
         return mx.array(
             [
-                [1.0 / each.temperature if each.temperature else 0.0, each.top_p, each.min_p, number]
+                [_inverse_temperature(each), each.top_p, each.min_p, number]
                 for each, number in zip(self._parameters, drawn, strict=True)
             ],
             dtype=mx.float32,
@@ -251,6 +253,11 @@ def _order(parameters: Sequence[Sampling]) -> _Order | None:
         top_p=_column([each.top_p for each in members]),
         is_narrow=all(0 < each.top_k <= _NARROW for each in members),
     )
+
+
+def _inverse_temperature(parameters: Sampling) -> float:
+    """0 for greedy. Logits times this stay finite."""
+    return min(1.0 / parameters.temperature, _COLDEST) if parameters.temperature else 0.0
 
 
 def _column(values: Sequence[float]) -> mx.array:
