@@ -177,6 +177,16 @@ def float32(folder: Path, copy: Path) -> None:
 
 
 @main.command(hidden=True)
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+def folder(model: str, folder: Path) -> None:
+    """Write a model of random weights; the other commands start this."""
+    from tools.bench.inside.models import save_random_model
+
+    save_random_model(model, folder)
+
+
+@main.command(hidden=True)
 @click.argument("name", type=click.Choice(MEASURES))
 @click.argument("model")
 @click.option("--quick/--full", "quick", default=True)

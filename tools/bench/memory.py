@@ -1,4 +1,4 @@
-"""Whether memory stays where it is over many short requests, some of which are left in the middle."""
+"""Whether memory stays where it is over many mixed requests, some of which are left in the middle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,23 @@ from tools.bench.load import summarise
 from tools.bench.peers import Server
 from tools.bench.spec import COMPLETIONS, Request
 
+_KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {"n": 2},
+    {"stop": ["a"]},
+    {"structured_outputs": {"regex": "[a-z ]{5,40}"}},
+    {"response_format": {"type": "json_object"}},
+)
+_SAMPLINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0},
+    {"temperature": 0.8, "top_p": 0.9},
+    {"temperature": 1.2, "top_k": 20},
+    {"temperature": 0.7, "frequency_penalty": 0.5, "repetition_penalty": 1.1},
+    {"temperature": 0, "logit_bias": {"100": -5}},
+)
 _WORDS = ("river", "stone", "under", "seven", "green", "and", "the", "slowly", "window", "goes")
+_SHARED = _WORDS * 6
 
 
 def memory(server: Server, requests: int, baseline: int, clients: int = 8, seed: int = 0) -> dict[str, Any]:
@@ -23,7 +39,7 @@ def memory(server: Server, requests: int, baseline: int, clients: int = 8, seed:
     step = max(1, (requests - baseline) // 10)
     while done < requests:
         count = baseline if not done else min(step, requests - done)
-        outcomes = server.drive([_short(draw, done + i) for i in range(count)], clients=clients)
+        outcomes = server.drive([_mixed(draw, done + i) for i in range(count)], clients=clients)
         summary = summarise(outcomes)
         done, cancelled = done + count, cancelled + summary.cancelled
         errors += sum(summary.errors.values())
@@ -37,17 +53,21 @@ def memory(server: Server, requests: int, baseline: int, clients: int = 8, seed:
     }
 
 
-def _short(draw: random.Random, index: int) -> Request:
-    """A prompt of 1 to 8 words, an answer of at most 2 to 9 tokens; one in four is left after 1 to 4 events."""
+def _mixed(draw: random.Random, index: int) -> Request:
+    """A prompt of 1 to 80 words, an answer of at most 2 to 25 tokens; one in four is left after 1 to 4 events."""
+    options = {**draw.choice(_KINDS), **draw.choice(_SAMPLINGS)}
+    words = " ".join([*_SHARED[: draw.choice((0, 0, 40, 60))], *draw.choices(_WORDS, k=draw.randrange(1, 20))])
     body = {
-        "prompt": " ".join(draw.choices(_WORDS, k=draw.randrange(1, 9))),
-        "max_tokens": draw.randrange(2, 10),
-        "temperature": draw.choice((0, 0.8)),
+        "max_tokens": draw.randrange(2, 26),
         "seed": index,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **options,
     }
-    return Request(body, path=COMPLETIONS, cancel_after=draw.randrange(1, 5) if draw.random() < 0.25 else None)
+    left = draw.randrange(1, 5) if draw.random() < 0.25 else None
+    if draw.random() < 0.5:
+        return Request({**body, "messages": [{"role": "user", "content": words}]}, cancel_after=left)
+    return Request({**body, "prompt": words}, path=COMPLETIONS, cancel_after=left)
 
 
 def _sample(server: Server, after: int) -> dict[str, Any]:

@@ -113,10 +113,10 @@ def memory_rows(result: dict[str, Any]) -> list[Row]:
     requests, cancelled = result["requests"], result["cancelled"]
     return [
         Row(
-            f"Memory of the {each['role']} after {requests:,} requests, {cancelled} of them left",
+            f"Memory of the {each['role']} after {requests:,} mixed requests, {cancelled:,} of them left",
             f"{each['rss']:+.1%} (RSS), {each['uss']:+.1%} (USS)",
-            "within 5 %",
-            abs(each["rss"]) <= 0.05,
+            "within 3 %",
+            abs(each["rss"]) <= 0.03,
         )
         for each in result["change"]
     ] + [Row("errors meanwhile", str(result["errors"]), "0", result["errors"] == 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tools.bench.blas import blas as measure_blas
 from tools.bench.compare import Plan
 from tools.bench.compare import compare as measure_compare
 from tools.bench.equality import equality as measure_equality
-from tools.bench.inside.child import MEASURES, measure
+from tools.bench.inside.child import MEASURES, make_folder, measure
 from tools.bench.memory import memory as measure_memory
 from tools.bench.peers import Recipe, Server, mlx_lm_server, ours
 from tools.bench.pipeline import measure as measure_pipeline
@@ -21,6 +22,9 @@ from tools.bench.sizes import QUICK, Size
 from tools.bench.slow_reader import slow_reader as measure_slow_reader
 from tools.bench.startup import startup as measure_startup
 from tools.bench.store import model_folder
+
+_SMALL_CACHE = {"GENERATION__PREFIX_CACHE__BYTES": str(16 << 20), "GENERATION__PREFIX_CACHE__DISK_BYTES": str(32 << 20)}
+"""A prefix cache that is full long before the first reading."""
 
 
 @attrs.frozen
@@ -54,9 +58,12 @@ def _pipeline(run: Run) -> dict[str, Any]:
 
 
 def _memory(run: Run) -> dict[str, Any]:
-    run.folder()
-    with Server(ours(run.model), run.out / "logs" / "memory.log") as server:
-        return measure_memory(server, run.size.memory_requests, run.size.memory_baseline)
+    """On small random weights: what may grow is not the model."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as parent:
+        folder = Path(parent) / "random-tiny"
+        make_folder("random:tiny:4bit", folder)
+        with Server(ours(str(folder), _SMALL_CACHE), run.out / "logs" / "memory.log") as server:
+            return measure_memory(server, run.size.memory_requests, run.size.memory_baseline)
 
 
 def _slow_reader(run: Run) -> dict[str, Any]:

@@ -24,6 +24,11 @@ def measure(name: str, model: str, quick: bool, draft: str = "") -> dict[str, An
     return result
 
 
+def make_folder(model: str, folder: Path) -> None:
+    """Write random weights as a folder that servers load, in a process of its own."""
+    subprocess.run([sys.executable, str(Path(__file__).parents[1]), "folder", model, str(folder)], check=True)
+
+
 def serve(name: str, model: str, quick: bool, draft: str) -> None:
     """The other end: the result on standard output."""
     with os.fdopen(os.dup(1), "w") as output:

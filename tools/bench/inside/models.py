@@ -159,6 +159,19 @@ def shape_of(name: str) -> tuple[dict[str, Any], str]:
     return {**_COMMON, **SHAPES[shape]}, kind
 
 
+def save_random_model(name: str, folder: Path) -> None:
+    """A folder that any server loads."""
+    config, kind = shape_of(name)
+    model = random_model(config, kind)
+    quantization = {"quantization": {"group_size": 64, "bits": 4}} if kind == "4bit" else {}
+    folder.mkdir(parents=True)
+    write_tokenizer(folder, config["vocab_size"])
+    (folder / "config.json").write_text(json.dumps({**config, **quantization}))
+    weights: Any = tree_flatten(model.parameters())
+    arrays = {key: each for key, each in weights if isinstance(each, mx.array)}
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays, {"format": "mlx"})
+
+
 def random_model(config: dict[str, Any], kind: str) -> Any:
     """A model, evaluated; the same weights for the same configuration."""
     mx.random.seed(7)
