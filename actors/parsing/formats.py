@@ -15,14 +15,16 @@ from mlx_serving.actors.parsing.reader import Reader, Reading
 Read = Callable[[Reader], Reading[None]]
 
 PYTHON_TAG = "<|python_tag|>"
+FENCES = ("```json", "```")
+"""What models like to put around JSON."""
 
 
 @attrs.frozen
 class CallFormat:
     """How tool calls are written. `markers` are shown to the parser even where they are special tokens.
 
-    A call begins with one of `triggers`, or at the start of the answer with one of `leads`, in which %s is the tool's
-    name. `id_length`: characters that the family's templates want of a call's id; 0: any.
+    A call begins with one of `triggers`, or at the start of the answer with one of `leads`: %s in it is the tool's name,
+    and white space is left out. `id_length`: characters that the family's templates want of a call's id; 0: any.
     """
 
     read: Callable[[tuple[Tool, ...]], Read]
@@ -70,14 +72,19 @@ def _llama(tools: tuple[Tool, ...]) -> Read:
 
 
 def _leading(reader: Reader, tools: tuple[Tool, ...]) -> Reading[bool]:
-    """Calls without a marker at the start of the answer."""
-    while not reader.text.lstrip() and not reader.ended:
-        yield
-    if not reader.text.lstrip().startswith("{"):
-        return False
+    """Calls without a marker at the start of the answer, perhaps fenced. Whether there was one."""
     reader.attempt("")
     yield from reader.skip_space()
-    return (yield from json_calls.calls(reader, "", _names(tools)))
+    fence = yield from reader.accept(FENCES)
+    yield from reader.skip_space()
+    if (yield from reader.peek()) != "{":
+        reader.put_back()
+        return False
+    found = yield from json_calls.calls(reader, "", _names(tools))
+    if found and fence:
+        yield from reader.skip_space()
+        yield from reader.accept(FENCES[-1:])
+    return found
 
 
 def _names(tools: tuple[Tool, ...]) -> frozenset[str]:
@@ -88,11 +95,18 @@ def _plain(read: Read) -> Callable[[tuple[Tool, ...]], Read]:
     return lambda _: read
 
 
-_LLAMA = '{"name": "%s", "parameters": '
+def _lead(key: str) -> str:
+    return '{"name":"%s","KEY":'.replace("KEY", key)
+
+
+def _fenced(key: str) -> tuple[str, ...]:
+    return tuple(fence + _lead(key) for fence in ("", *FENCES))
+
+
 _TAGS = (tagged_calls.CALL, tagged_calls.CALL_END)
 
 CALLS: dict[str, CallFormat] = {
-    "hermes": CallFormat(_hermes, _TAGS, _TAGS[:1], leads=('{"name": "%s", "arguments": ',)),
+    "hermes": CallFormat(_hermes, _TAGS, _TAGS[:1], leads=_fenced("arguments")),
     "qwen3_coder": CallFormat(
         lambda tools: tagged_calls.Qwen3Coder(tools).read,
         (*_TAGS, tagged_calls.FUNCTION_END, tagged_calls.PARAMETER_END),
@@ -103,7 +117,9 @@ CALLS: dict[str, CallFormat] = {
         (*_TAGS, tagged_calls.KEY, tagged_calls.KEY_END, tagged_calls.VALUE, tagged_calls.VALUE_END),
         _TAGS[:1],
     ),
-    "llama3_json": CallFormat(_llama, (PYTHON_TAG,), (), leads=(_LLAMA, PYTHON_TAG + _LLAMA)),
+    "llama3_json": CallFormat(
+        _llama, (PYTHON_TAG,), (), leads=(*_fenced("parameters"), PYTHON_TAG + _lead("parameters"))
+    ),
     "mistral": CallFormat(_plain(headed_calls.mistral), headed_calls.MISTRAL, headed_calls.MISTRAL[:1], id_length=9),
     "deepseek": CallFormat(_plain(headed_calls.deepseek), headed_calls.DEEPSEEK, headed_calls.DEEPSEEK[:1]),
     "deepseek_v31": CallFormat(_plain(headed_calls.deepseek), headed_calls.DEEPSEEK, headed_calls.DEEPSEEK[:1]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -150,10 +151,23 @@ def calls_grammar(
     is_one = form.only_one or not parallel or (lazy and form.repeats)
     more = "" if is_one else f"({text(form.between)} {call})*"
     start = f"{_lead(name, rules, lazy)} {form.opening(rules)} {call} {more} {form.closing(rules)}"
-    if name == "hermes" and lazy:
-        bare = any_of([_object(rules, tool, json.loads(tool.parameters)) for tool in tools])
-        start = f"{start} | {bare}"
+    if lazy and name in _BARE:
+        start = f"{start} | {any_of([_bare(rules, tool, _BARE[name]) for tool in tools])}"
     return rules.source(start if answer is None else f"{start} | {rules.json(answer, strict=True)}")
+
+
+_BARE = {"hermes": "arguments", "llama3_json": "parameters"}
+"""Formats in which a call may lack its markers, and its member for the arguments."""
+_SPACE = "[ \\n]{0,40}"
+
+
+def _bare(rules: Rules, tool: Tool, key: str) -> str:
+    """An object in any layout, perhaps fenced."""
+    schema = json.loads(tool.parameters)
+    words = (re.escape(json.dumps(word)) for word in ("name", tool.name, key))
+    head = _SPACE.join(["", r"\{", next(words), ":", next(words), ",", next(words), ":", ""])
+    body = f"/{head}/ {rules.json(schema, tool.strict, any_layout=True)} /{_SPACE}\\}}"
+    return f"({body}/ | /```(json)?/ {body}{_SPACE}```/)"
 
 
 def _lead(name: str, rules: Rules, lazy: bool) -> str:

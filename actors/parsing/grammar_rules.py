@@ -33,12 +33,13 @@ class Rules:
         token = self.token_of(marker)
         return text(marker) if token is None else f"<[{token}]>"
 
-    def json(self, schema: dict[str, Any], strict: bool) -> str:
+    def json(self, schema: dict[str, Any], strict: bool, any_layout: bool = False) -> str:
         """Values of a schema, with a blank after commas and colons and no other white space, as templates write it.
 
-        What the schema has beyond what can be enforced is an error where it is `strict`, and else left out.
+        What the schema has beyond what can be enforced is an error where it is `strict`, and else left out. With
+        `any_layout`, white space may be anywhere.
         """
-        options = {**_LAYOUT, "lenient": not strict}
+        options = {**({} if any_layout else _LAYOUT), "lenient": not strict}
         return self.add("%json " + json.dumps({**schema, "x-guidance": options}))
 
     def until(self, marker: str, after: str = "") -> str:

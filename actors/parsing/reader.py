@@ -60,6 +60,11 @@ class Reader:
         """What was taken since `attempt` means nothing."""
         self._raw = None
 
+    def put_back(self) -> None:
+        """What was taken since `attempt` is to be read again."""
+        raw, self._raw = self._raw, None
+        self.text = "".join(raw or ()) + self.text
+
     # --- taking -------------------------------------------------------------------------------------------------
 
     def take(self, count: int) -> str:

@@ -195,7 +195,16 @@ def test_hermes_may_leave_the_markers_out_at_the_start() -> None:
     text = ' {"name": "now", "arguments": {"a": 1}}'
     assert calls_in(parsed("hermes", text)) == [("now", {"a": 1})]
     assert parsed("hermes", text, list(range(len(text)))) == parsed("hermes", text)
-    for words in ('{"name": "other", "arguments": {}}', f"So:{text}", '{"answer": 4}', ' {"na'):
+    fenced = '```json\n{\n  "name": "now",\n  "arguments": {"a": 1}\n}\n```'
+    assert parsed("hermes", fenced, list(range(len(fenced)))) == [Part("call", "now"), Part("arguments", '{"a": 1}')]
+    for words in (
+        "```json\n[1]\n```",
+        '```\n{"name": "x"}',
+        '{"name": "other", "arguments": {}}',
+        f"So:{text}",
+        '{"answer": 4}',
+        ' {"na',
+    ):
         assert parsed("hermes", words) == [Part("content", words)]
 
 

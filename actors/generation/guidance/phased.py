@@ -198,9 +198,9 @@ class PhasedGuide(Guide):
         if self._plan.open and self._plan.open_id is None and self._plan.open in text:
             return self._thinking(_State("thinking"))
         found = [text.find(trigger) for trigger in self._plan.triggers if trigger in text]
-        said = text.lstrip() if state.leads else ""
+        said = "".join(text.split()) if state.leads else ""
         if any(said.startswith(lead) for lead in self._plan.leads):
-            found = [len(text) - len(said)]
+            found = [len(text) - len(text.lstrip())]
         if found and self._begin is not None:
             return self._triggered(text[min(found) :], token_id)
         leads = state.leads and any(lead.startswith(said) for lead in self._plan.leads)

@@ -113,6 +113,11 @@ def test_a_call_that_lacks_its_marker_is_held_to_its_schema_too(maker: Maker) ->
     maker.say(guide, '": "Rome"}}')
     assert not guide.restricts
     maker.say(guide, CALL)
+    guide = maker.calls(LAZY)
+    maker.say(guide, '```json\n{\n  "name": "weather",\n  "arguments": {\n    "city": "Rome"\n  }\n}\n')
+    assert guide.restricts
+    maker.say(guide, "```")
+    assert not guide.restricts
 
 
 def test_a_required_call_is_all_that_may_be_said(maker: Maker) -> None:
