@@ -23,8 +23,8 @@ FENCES = ("```json", "```")
 class CallFormat:
     """How tool calls are written. `markers` are shown to the parser even where they are special tokens.
 
-    A call begins with one of `triggers`, or at the start of the answer with one of `leads`: %s in it is the tool's name,
-    and white space is left out. `id_length`: characters that the family's templates want of a call's id; 0: any.
+    A call begins with one of `triggers`, or at the start of the answer with one of `leads`: %s in it is the tool's
+    name, and white space is left out. `id_length`: characters that the family's templates want of a call's id; 0: any.
     """
 
     read: Callable[[tuple[Tool, ...]], Read]

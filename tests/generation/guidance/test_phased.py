@@ -109,7 +109,7 @@ def test_a_json_call_without_a_marker_counts_only_at_the_start(maker: Maker) -> 
 def test_a_call_that_lacks_its_marker_is_held_to_its_schema_too(maker: Maker) -> None:
     guide = maker.calls(LAZY)
     maker.say(guide, ' {"name": "weather", "arguments": {"city')
-    assert len(maker.allowed(guide)) == 1
+    assert {maker.tokenizer.decode([each])[0] for each in maker.allowed(guide)} == {'"'}
     maker.say(guide, '": "Rome"}}')
     assert not guide.restricts
     maker.say(guide, CALL)
