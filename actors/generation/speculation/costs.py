@@ -1,7 +1,7 @@
 """What steps cost on this machine, learnt from the steps themselves. Seconds.
 
 A step over `rows` rows of `width` tokens each has rows * width places. A curve measured at load says how time grows
-with places; what was seen since then of plain steps, and of wide steps relative to the curve, corrects it.
+with places; what was seen since then of plain and of wide steps goes before it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import attrs
 
-_WEIGHT = 0.15
-"""Of a new measurement in a running mean."""
+_WEIGHT_UP, _WEIGHT_DOWN = 0.1, 0.4
+"""Of a new measurement in a running mean: what else the machine does only ever makes a step slower."""
 _OUTLIER = 3.0
 """A measurement counts as this many times the mean at most: the machine does other things too."""
 
@@ -25,16 +25,17 @@ class _Mean:
         if self.value is None:
             self.value = seconds
         else:
-            self.value += _WEIGHT * (min(seconds, _OUTLIER * self.value) - self.value)
+            weight = _WEIGHT_DOWN if seconds < self.value else _WEIGHT_UP
+            self.value += weight * (min(seconds, _OUTLIER * self.value) - self.value)
 
 
 class StepCosts:
     """Estimates, from the first step on."""
 
     def __init__(self, curve: Mapping[int, float]) -> None:
-        """`curve`: seconds of a step by its places, for one and more."""
+        """`curve`: seconds of a step by its places, for one and more. No step is slower than one with more places."""
         self._places = sorted(curve)
-        self._seconds = [curve[places] for places in self._places]
+        self._seconds = [min(curve[wider] for wider in self._places if wider >= places) for places in self._places]
         self._plain: dict[int, _Mean] = {}
         self._wide: dict[tuple[int, int], _Mean] = {}
         self._draft: dict[int, _Mean] = {}
@@ -45,7 +46,8 @@ class StepCosts:
 
     def saw_wide(self, rows: int, width: int, seconds: float) -> None:
         """A step that checked proposals, everything the host did for it included, the draft model not."""
-        self._wide.setdefault((_size(rows), _size(width)), _Mean()).add(seconds / self._scaled(rows, width))
+        alike = self._scaled(_size(rows), _size(width)) / self._scaled(rows, width)
+        self._wide.setdefault((_size(rows), _size(width)), _Mean()).add(seconds * alike)
 
     def saw_draft(self, rows: int, steps: int, seconds: float) -> None:
         """So many steps of the draft model."""
@@ -61,8 +63,9 @@ class StepCosts:
     def wide(self, rows: int, width: int) -> float:
         """A step that checks width - 1 proposals a row."""
         seen = self._wide.get((_size(rows), _size(width)))
-        factor = 1.0 if seen is None or seen.value is None else seen.value
-        return self._scaled(rows, width) * factor
+        if seen is None or seen.value is None:
+            return self._scaled(rows, width)
+        return seen.value * self._scaled(rows, width) / self._scaled(_size(rows), _size(width))
 
     def draft(self, rows: int) -> float | None:
         """A step of the draft model; None if none was seen."""

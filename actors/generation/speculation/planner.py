@@ -3,7 +3,8 @@
 All rows of a batch take the same forward pass, as wide as the longest proposal, so the width is chosen for the batch:
 the one that promises most tokens a second. No proposal is one of the choices, and it wins unless another is better
 by a margin. While it wins, a short proposal is tried from time to time, ever more rarely while that is no better,
-so that a mistaken estimate mends and costs next to nothing.
+so that a mistaken estimate mends and costs next to nothing. While it does not win, a few plain steps are put in as
+rarely, so that what proposals are compared with is true.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import attrs
 from mlx_serving.actors.generation.speculation.acceptance import expected_tokens
 from mlx_serving.actors.generation.speculation.costs import StepCosts
 
-MARGIN = 1.04
+MARGIN = 1.06
 """Tokens a second that proposing must promise, as a multiple of plain decoding."""
 PROBE_TOKENS = 2
 _FIRST_PROBE, _RAREST_PROBE = 64, 2048
 """Plain steps before a probe."""
+_FIRST_AUDIT, _RAREST_AUDIT, _AUDIT_STEPS = 8, 128, 3
+"""Steps with proposals before plain ones are put in, and how many."""
 
 
 @attrs.frozen
@@ -55,6 +58,9 @@ class Planner:
     _quiet: int = 0
     """Plain steps since the last proposal, while some row had an offer."""
     _patience: int = _FIRST_PROBE
+    _busy: int = 0
+    """Steps with proposals since the last audit."""
+    _trust: int = _FIRST_AUDIT
 
     def plan(self, choices: Sequence[Offers]) -> Plan | None:
         """The best of several ways to propose, all of the same rows; None: decode plainly."""
@@ -65,12 +71,22 @@ class Planner:
         offers = choices[best.choice]
         if self._speed(offers, best.tokens) >= MARGIN * self._plain_speed(len(offers)):
             self._quiet, self._patience = 0, _FIRST_PROBE
-            return best
+            return None if self._audits() else best
+        self._busy, self._trust = 0, _FIRST_AUDIT
         self._quiet += 1
         if self._quiet < self._patience:
             return None
         self._quiet, self._patience = 0, min(2 * self._patience, _RAREST_PROBE)
         return attrs.evolve(best, tokens=min(_longest(offers), PROBE_TOKENS))
+
+    def _audits(self) -> bool:
+        """Whether a step that would have proposals is to be a plain one."""
+        self._busy += 1
+        if self._busy <= self._trust:
+            return False
+        if self._busy == self._trust + _AUDIT_STEPS:
+            self._busy, self._trust = 0, min(2 * self._trust, _RAREST_AUDIT)
+        return True
 
     def pays(self, offers: Offers) -> bool:
         """Whether these would be taken up."""

@@ -160,3 +160,14 @@ def test_a_longer_agreement_is_another_kind() -> None:
     kinds = [kind_of(agreement) for agreement in (1, 3, 6, 12, 32)]
     assert kinds == [1, 2, 3, 4, 4]
     assert DRAFT_KIND not in kinds
+
+
+def test_plain_steps_that_were_measured_too_slow_are_found_out_while_it_proposes() -> None:
+    planner = Planner(StepCosts({1: 0.05, 2: 0.051, 16: 0.08}), 8)
+    dear = Machine(lambda places: 0.010 * places, draft_seconds=0.004)
+    assert dear.run(planner, 0.7, kind=DRAFT_KIND) > 0.93
+
+
+def test_no_step_is_taken_for_slower_than_one_with_more_places() -> None:
+    costs = StepCosts({1: 1.2, 2: 0.7, 5: 1.1})
+    assert (costs.plain(1), costs.wide(1, 2), costs.wide(1, 5)) == (0.7, 0.7, 1.1)
