@@ -69,22 +69,48 @@ class Gpu:
         mx.eval(list(inputs))
         call = _Call(parts, inputs, template, output_dtypes)
         given = [_memory(each) for each in inputs]
-        outputs = [_fresh(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)]
-        buffers: list[NDArray[Any]] = []
-        for name, array, memory in zip(parts["input_names"], inputs, given, strict=True):
-            buffers.append(memory)
-            if f"{name}_shape" in parts["source"]:
-                buffers.append(np.array([*array.shape, *[0] * (10 - array.ndim)], dtype=np.int32))
-        buffers += outputs
-        pointers = (ctypes.c_void_p * len(buffers))(*(each.ctypes.data for each in buffers))
+        buffers = [_Buffer(each) for each in given]
+        shapes = [_Buffer(np.array([*each.shape, *[0] * (10 - each.ndim)], dtype=np.int32)) for each in inputs]
+        outputs = [_Buffer(_fresh(shape, dtype)) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)]
+        placed: list[_Buffer] = []
+        for name, buffer, shape in zip(parts["input_names"], buffers, shapes, strict=True):
+            placed += [buffer, shape] if f"{name}_shape" in parts["source"] else [buffer]
+        placed += outputs
+        pointers = (ctypes.c_void_p * len(placed))(*(each.address for each in placed))
         launch = _library(call.text(self.language), self.folder)
         failure = launch((ctypes.c_uint32 * 6)(*grid, *threadgroup), self.seed, pointers)
         if failure is not None:
             raise KernelFailure(failure.decode())
+        if not all(each.is_whole for each in placed):
+            raise KernelFailure("something was written beside an array")
+        for memory, buffer in zip(given, buffers, strict=True):
+            # A kernel may have written to what it was given.
+            ctypes.memmove(memory.ctypes.data, buffer.address, memory.nbytes)
         return [
-            mx.array(each).view(dtype) if dtype == mx.bfloat16 else mx.array(each)
+            mx.array(each.array).view(dtype) if dtype == mx.bfloat16 else mx.array(each.array)
             for each, dtype in zip(outputs, output_dtypes, strict=True)
         ]
+
+
+class _Buffer:
+    """A copy of an array where a GPU would have it: aligned, with bytes around it that nobody may write."""
+
+    _EDGE = 256
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        raw = np.full(array.nbytes + 3 * self._EDGE, 0xA5, dtype=np.uint8)
+        begin = self._EDGE + -raw.ctypes.data % self._EDGE
+        self.array = raw[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+        self.array[...] = array
+        self._edges = (raw[:begin], raw[begin + array.nbytes :])
+
+    @property
+    def address(self) -> int:
+        return int(self.array.ctypes.data)
+
+    @property
+    def is_whole(self) -> bool:
+        return all(bool((edge == 0xA5).all()) for edge in self._edges)
 
 
 @attrs.frozen
@@ -99,7 +125,7 @@ class _Call:
     def text(self, language: Language) -> str:
         """A source file with the kernel and with what `_library` calls."""
         function, instance, places = self._cuda() if language == "cuda" else self._metal()
-        arguments = []
+        arguments: list[str] = []
         for name, array in zip(self.parts["input_names"], self.inputs, strict=True):
             arguments.append(f"(const {_TYPES[array.dtype]}*)at[{len(arguments)}]")
             if f"{name}_shape" in self.parts["source"]:

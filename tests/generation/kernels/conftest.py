@@ -5,29 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import attrs
-import mlx.core as mx
 import pytest
-from support.gpu_kernels import HAS_COMPILER, Gpu, Language
-
-from mlx_serving.actors.generation.mlx_engine import attention_kernels, draw_kernel, kernel_dialects
-
-
-@attrs.frozen
-class Shims:
-    """GPUs whose compiled kernels are kept in `folder`."""
-
-    folder: Path
-
-    def use(self, language: Language, monkeypatch: pytest.MonkeyPatch, threads: int = 128) -> Gpu:
-        """Let both kernels run on a GPU of that language, in groups of few threads."""
-        gpu = Gpu(language, self.folder)
-        own = kernel_dialects.CUDA if language == "cuda" else kernel_dialects.METAL
-        monkeypatch.setattr(mx.fast, f"{language}_kernel", gpu.kernel)
-        for module in (attention_kernels, draw_kernel):
-            monkeypatch.setattr(module, "dialect", lambda: attrs.evolve(own, threads=threads))
-        _forget()
-        return gpu
+from support.gpu_kernels import HAS_COMPILER
+from support.shims import Shims, forget
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +20,4 @@ def kernel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shims(kernel_folder: Path) -> Iterator[Shims]:
     yield Shims(kernel_folder)
-    _forget()
-
-
-def _forget() -> None:
-    draw_kernel._kernel.cache_clear()
-    attention_kernels._kernels.cache_clear()
+    forget()

@@ -57,9 +57,14 @@ def packed(allowed: NDArray[Any]) -> mx.array:
     return mx.array(np.packbits(whole, axis=1, bitorder="little").view(np.uint32))
 
 
+def drawn(logits: mx.array, samplings: list[Sampling], uniform: list[float], allowed: NDArray[Any] | None) -> list[int]:
+    tokens = Draw(samplings)(logits, uniform, None if allowed is None else packed(allowed))
+    return [int(each) for each in np.array(tokens)]
+
+
 def check(logits: mx.array, samplings: list[Sampling], uniform: list[float], allowed: NDArray[Any] | None) -> None:
     """Every row's token is one that it may draw."""
-    tokens = Draw(samplings)(logits, uniform, None if allowed is None else packed(allowed)).tolist()
+    tokens = drawn(logits, samplings, uniform, allowed)
     exact = np.array(logits.astype(mx.float32)).astype(np.float64)
     if allowed is not None:
         exact = np.where(allowed, exact, -np.inf)
@@ -70,9 +75,7 @@ def check(logits: mx.array, samplings: list[Sampling], uniform: list[float], all
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("is_masked", [False, True], ids=["free", "masked"])
 @pytest.mark.parametrize("vocab_size", VOCABULARIES)
-def test_every_row_draws_what_its_parameters_allow(
-    way: str, vocab_size: int, is_masked: bool, dtype: mx.Dtype
-) -> None:
+def test_every_row_draws_what_its_parameters_allow(way: str, vocab_size: int, is_masked: bool, dtype: mx.Dtype) -> None:
     random = np.random.default_rng(vocab_size)
     rows = 2 * len(SAMPLINGS)
     logits = mx.array(random.normal(size=(rows, vocab_size)).astype(np.float32) * 3).astype(dtype)
@@ -112,7 +115,7 @@ def test_ties_masks_and_banned_tokens_in_any_mixture(
 
 
 def test_rows_without_a_choice_get_some_token(way: str) -> None:
-    """What becomes of them is the caller's; they neither hang nor leave the vocabulary, nor disturb their neighbours."""
+    """What becomes of them is the caller's; they neither hang nor leave the vocabulary, nor disturb others."""
     vocab_size = 33
     odd = np.zeros((6, vocab_size), np.float32)
     odd[0] = -np.inf
@@ -123,7 +126,7 @@ def test_rows_without_a_choice_get_some_token(way: str) -> None:
     allowed = np.ones((6, vocab_size), bool)
     allowed[4] = False
     for sampling in (Sampling(temperature=0), Sampling(), Sampling(top_k=3, top_p=0.5, min_p=0.1)):
-        tokens = Draw([sampling] * 6)(mx.array(odd), [0.999] * 6, packed(allowed)).tolist()
+        tokens = drawn(mx.array(odd), [sampling] * 6, [0.999] * 6, allowed)
         assert all(0 <= token < vocab_size for token in tokens)
         assert tokens[5] == vocab_size - 1
 

@@ -1,0 +1,212 @@
+"""Attention in place, CUDA's source and Metal's, against MLX's own attention over a slab that was written by it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import attrs
+import mlx.core as mx
+import mlx_lm.utils
+import numpy as np
+import pytest
+from mlx_lm.models.cache import KVCache
+from support.gpu_kernels import Language
+from support.shims import Shims
+
+from mlx_serving.actors.generation.mlx_engine import attention_kernels
+from mlx_serving.actors.generation.mlx_engine.attention_kernels import attend_in_place, suits
+from mlx_serving.actors.generation.mlx_engine.slab_rows import SlabRows, rows_cache_for
+
+CAPACITY = 24
+LENGTHS = (0, CAPACITY - 1, 7, 1)
+"""Before the new token: none, all but the last column, one not divisible by anything, one."""
+
+
+@attrs.frozen
+class Case:
+    """What one step is given. Columns behind a row's end are NaN, as nothing may be read there."""
+
+    queries: mx.array
+    keys: mx.array
+    values: mx.array
+    slab_keys: mx.array
+    slab_values: mx.array
+    lengths: tuple[int, ...] = LENGTHS
+
+    @classmethod
+    def of(cls, kv_heads: int, share: int, size: int, dtype: mx.Dtype) -> Case:
+        """`share` heads read the same key. The slabs have a slot more than there are rows."""
+        random = np.random.default_rng(size + share)
+        rows = len(LENGTHS)
+
+        def drawn(*shape: int) -> Any:
+            return random.normal(size=shape).astype(np.float32)
+
+        slabs = [drawn(rows + 1, kv_heads, CAPACITY, size) for _ in range(2)]
+        for slab in slabs:
+            for row, length in enumerate(LENGTHS):
+                slab[row, :, length:] = np.nan
+        new = [drawn(rows, kv_heads * share, 1, size), *(drawn(rows, kv_heads, 1, size) for _ in range(2))]
+        arrays: list[Any] = [mx.array(each).astype(dtype) for each in (*new, *slabs)]
+        mx.eval(arrays)
+        return cls(*arrays)
+
+    def attend(self) -> mx.array:
+        lengths = mx.array(list(self.lengths), dtype=mx.int32)
+        return attend_in_place(
+            self.queries, self.keys, self.values, self.slab_keys, self.slab_values, lengths, self.scale
+        )
+
+    @property
+    def scale(self) -> float:
+        return 1 / math.sqrt(self.queries.shape[-1])
+
+    def expected(self) -> list[mx.array]:
+        """Each row's attention in float32, from slabs that hold the new columns."""
+        return [
+            mx.fast.scaled_dot_product_attention(
+                self.queries[row : row + 1].astype(mx.float32),
+                self.slab_keys[row : row + 1, :, : length + 1].astype(mx.float32),
+                self.slab_values[row : row + 1, :, : length + 1].astype(mx.float32),
+                scale=self.scale,
+            )[0]
+            for row, length in enumerate(self.lengths)
+        ]
+
+
+@pytest.fixture(params=["cuda", "metal"])
+def language(request: pytest.FixtureRequest) -> Language:
+    return cast(Language, request.param)
+
+
+def numbers(array: mx.array) -> Any:
+    return np.array(array.astype(mx.float32))
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("part_columns", [512, 4], ids=["whole", "in parts"])
+@pytest.mark.parametrize(("share", "size"), [(1, 64), (7, 64), (4, 128), (16, 128), (2, 256)])
+def test_rows_of_every_length_attend_to_their_own_columns(
+    shims: Shims,
+    monkeypatch: pytest.MonkeyPatch,
+    language: Language,
+    share: int,
+    size: int,
+    part_columns: int,
+    dtype: mx.Dtype,
+) -> None:
+    gpu = shims.use(language, monkeypatch, threads=2 * size)
+    # Six parts of at most four columns: of short rows most are empty.
+    monkeypatch.setattr(attention_kernels, "_PART_COLUMNS", part_columns)
+    for seed in range(2):
+        gpu.seed = seed
+        case = Case.of(2, share, size, dtype)
+        before = [numbers(slab) for slab in (case.slab_keys, case.slab_values)]
+        attended = numbers(case.attend())
+        for slab, new, old in zip((case.slab_keys, case.slab_values), (case.keys, case.values), before, strict=True):
+            for row, length in enumerate(case.lengths):
+                old[row, :, length] = numbers(new)[row, :, 0]
+            np.testing.assert_array_equal(numbers(slab), old)
+        for row, expected in enumerate(case.expected()):
+            limit = 2e-6 if dtype == mx.float32 else 2.0**-8 * np.abs(numbers(expected)).max()
+            np.testing.assert_allclose(attended[row], numbers(expected), rtol=0, atol=limit)
+
+
+def test_what_the_kernel_does_not_take_is_refused_before_it_writes(
+    shims: Shims, monkeypatch: pytest.MonkeyPatch, language: Language
+) -> None:
+    shims.use(language, monkeypatch)
+    with pytest.raises(ValueError, match="17 heads share a key"):
+        Case.of(1, 17, 64, mx.float32).attend()
+    mixed = Case.of(1, 1, 64, mx.bfloat16)
+    with pytest.raises(ValueError, match=r"queries are .*float32, the slabs .*bfloat16"):
+        attrs.evolve(mixed, queries=mixed.queries.astype(mx.float32)).attend()
+
+
+@pytest.mark.parametrize("setting", ["auto", "on", "off"])
+def test_it_is_used_on_cuda_and_on_metal_only_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    for backend, expected in (("cuda", setting != "off"), ("metal", setting == "on")):
+        with monkeypatch.context() as only:
+            only.setattr(getattr(mx, backend), "is_available", lambda: True)
+            assert suits({128}, setting) is expected
+            assert not suits({96}, setting)
+            assert not suits({64, 128}, setting)
+    assert not suits({128}, setting)
+
+
+MODEL = {
+    "model_type": "qwen2",
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 64,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": True,
+}
+
+
+def small_model() -> Any:
+    model_class, arguments = mlx_lm.utils._get_classes(MODEL)
+    mx.random.seed(3)
+    model = model_class(arguments.from_dict(MODEL))
+    mx.eval(model.parameters())
+    return model
+
+
+def filled(model: Any, ids: list[int]) -> list[KVCache]:
+    """Plain caches of one row that hold some ids."""
+    caches = [KVCache() for _ in model.layers]  # type: ignore[no-untyped-call]
+    if ids:
+        model(mx.array([ids]), cache=caches)
+        mx.eval([(cache.keys, cache.values) for cache in caches])
+    return caches
+
+
+def rows_for(model: Any, setting: str) -> SlabRows:
+    rows, _ = rows_cache_for(model, in_place=setting)
+    assert isinstance(rows, SlabRows)
+    return rows
+
+
+def test_a_model_says_the_same_in_place_while_rows_come_go_and_grow(
+    shims: Shims, monkeypatch: pytest.MonkeyPatch, language: Language
+) -> None:
+    gpu = shims.use(language, monkeypatch)
+    model = small_model()
+    copying = rows_for(model, "off")
+    monkeypatch.setattr(getattr(mx, language), "is_available", lambda: True)
+    in_place = rows_for(model, "on")
+    assert (in_place.writes_in_place, copying.writes_in_place) == (True, False)
+
+    both = (in_place, copying)
+
+    def step(token: int, width: int = 1) -> None:
+        gpu.seed += 1
+        assert in_place.reserve(width) == copying.reserve(width)
+        ids = [[(token + row + place) % 64 for place in range(width)] for row in range(len(copying.lengths))]
+        found, expected = in_place.forward(mx.array(ids)), copying.forward(mx.array(ids))
+        np.testing.assert_allclose(numbers(found), numbers(expected), rtol=0, atol=1e-4)
+
+    for prompts in ([[1, 2, 3], list(range(40)) * 13], [[5]]):
+        for rows in both:
+            rows.join([filled(model, ids) for ids in prompts])
+        step(7)
+        step(8)
+    # Several tokens a row go the other way, and some are taken back.
+    step(9, width=3)
+    for rows in both:
+        rows.drop([0, 2, 1])
+    step(10)
+    for rows in both:
+        taken = rows.take(0)
+        rows.keep([1, 2])
+        rows.join([taken])
+    step(11)
+    assert in_place.lengths == copying.lengths
