@@ -13,7 +13,7 @@ JSON = Any
 REFUSED: Mapping[str, tuple[JSON, ...]] = {
     "$dynamicRef": (),
     "$recursiveRef": (),
-    "contains": (True, {}),
+    "contains": (),
     "dependencies": ({},),
     "dependentRequired": ({},),
     "dependentSchemas": ({},),

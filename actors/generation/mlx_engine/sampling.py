@@ -111,7 +111,6 @@ class Draw:
         self._min_p = _column([each.min_p for each in parameters]) if any(p.min_p for p in parameters) else None
         self._order = _order(parameters)
         self._limits = mx.array([each.top_k for each in parameters], dtype=mx.int32)
-        self._masks = _MaskBits()
 
     def __call__(self, logits: mx.array, uniform: Sequence[float], masks: mx.array | None = None) -> mx.array:
         """Token ids [rows] from logits [rows, vocabulary]; `uniform` is not looked at if every row is greedy.
@@ -123,7 +122,7 @@ class Draw:
         if draw_kernel.is_chosen():
             return draw_kernel.draw(logits, masks, self._numbers(uniform), self._limits)
         if masks is not None:
-            logits = self._masks.apply(logits, masks)
+            logits = apply_masks(logits, masks)
         if self.is_greedy:
             return mx.argmax(logits, axis=-1)
         tokens = rejection.pick(self.weights(logits), _column(uniform))
@@ -132,7 +131,7 @@ class Draw:
     def weights(self, logits: mx.array, masks: mx.array | None = None) -> mx.array:
         """What each token is drawn in proportion to, [rows, vocabulary]; of greedy rows without meaning."""
         if masks is not None:
-            logits = self._masks.apply(logits, masks)
+            logits = apply_masks(logits, masks)
         scaled = logits.astype(mx.float32) * self._inverse_temperature
         return self._filtered(mx.exp(scaled - mx.max(scaled, axis=-1, keepdims=True)))
 
@@ -220,24 +219,11 @@ class Sampler:
             self._adjustments.release()
 
 
-class _MaskBits:
-    """Where each token's bit is; made once, for every step of a batch."""
-
-    def __init__(self) -> None:
-        self._words: mx.array | None = None
-        self._shifts: mx.array | None = None
-
-    def apply(self, logits: mx.array, masks: mx.array) -> mx.array:
-        if self._words is None or self._shifts is None:
-            ids = mx.arange(logits.shape[-1], dtype=mx.uint32)
-            self._words, self._shifts = ids >> 5, ids & 31
-        bits = (masks[:, self._words] >> self._shifts) & 1
-        return mx.where(bits == 1, logits, mx.array(-mx.inf, dtype=logits.dtype))
-
-
 def apply_masks(logits: mx.array, masks: mx.array) -> mx.array:
     """Logits [rows, vocabulary], -inf where the bit of packed masks [rows, ceil(vocabulary / 32)] is 0."""
-    return _MaskBits().apply(logits, masks)
+    bits = masks[:, :, None] & (mx.array(1, dtype=mx.uint32) << mx.arange(32, dtype=mx.uint32))
+    may_come = bits.astype(mx.bool_).reshape(masks.shape[0], -1)[:, : logits.shape[-1]]
+    return mx.where(may_come, logits, mx.array(-mx.inf, dtype=logits.dtype))
 
 
 def _order(parameters: Sequence[Sampling]) -> _Order | None:
