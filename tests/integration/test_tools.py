@@ -207,7 +207,7 @@ class Place(BaseModel):
 def tool_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
     home = tmp_path_factory.mktemp("home", numbered=True)
     ModelStore(home).import_folder(Path(TOOL_MODEL), "tools")
-    settings = {"models__default": "tools", "generation__guidance__compile_seconds": 60}
+    settings: Any = {"models__default": "tools", "generation__guidance__compile_seconds": 60}
     with (
         Server(home, **settings) as server,
         OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
