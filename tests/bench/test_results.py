@@ -115,12 +115,13 @@ def _compared(ratio: float) -> dict[str, object]:
         "peers_in_float32": True,
         "one_client": compare.judge(single, "mlx-serving"),
         "many_clients": compare.judge(batched, "mlx-serving"),
+        "mixed_clients": {"32": compare.judge(batched, "mlx-serving")},
     }
 
 
 def test_the_table_says_which_objectives_were_met(tmp_path: Path) -> None:
     verdicts = [row.verdict for row in rows.compare_rows(_compared(0.98))]
-    assert verdicts == ["", "", "yes", "", "no"]
+    assert verdicts == ["", "", "no", "", "no", "", "no"]
     report.save(tmp_path, "compare", header(), _compared(1.2))
     (document,) = report.read_all(tmp_path, "compare")
     table = report.markdown(rows.ROWS["compare"](document["result"]), document)

@@ -24,6 +24,16 @@ from tools.bench.spec import Outcome, Request
 from tools.bench.worker import Worker
 
 Messages = list[dict[str, str]]
+_SAMPLINGS: tuple[dict[str, float], ...] = (
+    {"temperature": 0},
+    {"temperature": 0.8, "top_p": 0.95},
+    {"temperature": 1.0, "top_k": 40},
+    {"temperature": 0.7, "min_p": 0.05},
+    {"temperature": 0.9, "top_p": 0.9, "top_k": 50},
+    {"temperature": 1.0, "repetition_penalty": 1.1},
+    {"temperature": 0.6, "top_p": 0.9, "frequency_penalty": 0.3},
+    {"temperature": 1.1, "presence_penalty": 0.2},
+)
 
 
 @attrs.frozen
@@ -33,6 +43,8 @@ class Plan:
     tokens: int = 64
     repetitions: int = 5
     clients: int = 8
+    mixed_clients: tuple[int, ...] = (8, 32)
+    """Numbers of clients that sample, each in another way."""
     both_blas: bool = True
     """Also mlx_lm's server with OpenBLAS, and mlx_lm in process without it."""
 
@@ -48,16 +60,18 @@ def compare(model: str, folder: Path, plan: Plan, out: Path, further: Sequence[R
         recipes = [ours(model), *_peers(same, plan), *further]
         logs = [out / "logs" / f"compare-{number}.log" for number in range(len(recipes))]
         servers = [stack.enter_context(Server(recipe, log)) for recipe, log in zip(recipes, logs, strict=True)]
-        chats = long_answers(next(iter(workers.values())), plan)
+        chats = long_answers(next(iter(workers.values())), plan, max(plan.clients, *plan.mixed_clients))
         for server in servers:
             _over_http(server, chats[:1], plan)
         single, batched = _measure(servers, workers, chats, plan)
+        mixed = {str(clients): _measure_mixed(servers, chats[:clients], plan) for clients in plan.mixed_clients}
     return {
         "plan": attrs.asdict(plan),
         "model": model,
         "peers_in_float32": same != folder,
         "one_client": judge(single, "mlx-serving"),
         "many_clients": judge(batched, "mlx-serving"),
+        "mixed_clients": {clients: judge(rates, "mlx-serving") for clients, rates in mixed.items()},
     }
 
 
@@ -71,11 +85,11 @@ def _peers(folder: Path, plan: Plan) -> list[Recipe]:
     return [plain, mlx_lm_server(folder, blas=True)] if plan.both_blas else [plain]
 
 
-def long_answers(worker: Worker, plan: Plan) -> list[Messages]:
-    """The first prompts, as many as clients, whose greedy answer reaches the wanted length."""
+def long_answers(worker: Worker, plan: Plan, count: int) -> list[Messages]:
+    """The first prompts, so many, whose greedy answer reaches the wanted length."""
     found: list[Messages] = []
     for index in range(4 * prompts.COUNT):
-        if len(found) == plan.clients:
+        if len(found) == count:
             break
         answer = worker.generate(prompts.chat(index), plan.tokens)
         if answer["finish_reason"] == "length":
@@ -95,8 +109,23 @@ def _measure(
         for name, worker in workers.items():
             single[name].append(_in_process(worker, chat, plan))
         for server in servers:
-            batched[server.recipe.name].append(_over_http(server, chats, plan))
+            batched[server.recipe.name].append(_over_http(server, chats[: plan.clients], plan))
     return single, batched
+
+
+def _measure_mixed(servers: Sequence[Server], chats: list[Messages], plan: Plan) -> dict[str, list[float]]:
+    """Rates while all decode; answers that are sampled may end early."""
+    rates: dict[str, list[float]] = defaultdict(list)
+    requests = [_request(chat, plan.tokens, _SAMPLINGS[i % len(_SAMPLINGS)]) for i, chat in enumerate(chats)]
+    for _ in range(plan.repetitions):
+        for server in servers:
+            outcomes = server.drive(requests, clients=len(chats), keep_times=True)
+            summary = summarise(outcomes)
+            rate = steady_rate(outcomes)
+            if summary.errors or rate is None:
+                raise RuntimeError(f"{server.recipe.name}: no rate: {summary.errors} {summary.details}")
+            rates[server.recipe.name].append(rate)
+    return rates
 
 
 def _in_process(worker: Worker, chat: Messages, plan: Plan) -> float:
@@ -116,8 +145,8 @@ def _over_http(server: Server, chats: Sequence[Messages], plan: Plan) -> float:
     return rate
 
 
-def _request(messages: Messages, tokens: int) -> Request:
-    body = {"messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
+def _request(messages: Messages, tokens: int, sampling: dict[str, float] | None = None) -> Request:
+    body = {"messages": messages, "max_tokens": tokens, **(sampling or {"temperature": 0}), "stream": True}
     return Request({**body, "stream_options": {"include_usage": True}})
 
 

@@ -74,8 +74,11 @@ def compare_rows(result: dict[str, Any]) -> list[Row]:
     clients = result["plan"]["clients"]
     precision = "a float32 copy of the half-precision model" if result["peers_in_float32"] else "the same model"
     rows = [Row("What mlx_lm runs in the next rows", precision)]
-    rows += _contest(result["one_client"], "one client", {"in process with OpenBLAS": 0.97})
-    return rows + _contest(result["many_clients"], f"{clients} clients", {"mlx_lm.server": 1.0})
+    rows += _contest(result["one_client"], "one client", {"in process with OpenBLAS": 1.0})
+    rows += _contest(result["many_clients"], f"{clients} clients", {"mlx_lm.server": 1.0})
+    for count, contest in result["mixed_clients"].items():
+        rows += _contest(contest, f"{count} clients with mixed sampling", {"mlx_lm.server": 1.2})
+    return rows
 
 
 def _contest(contest: dict[str, Any], clients: str, objectives: dict[str, float]) -> list[Row]:

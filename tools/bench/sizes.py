@@ -13,6 +13,7 @@ class Size:
     compare_tokens: int
     compare_repetitions: int
     compare_both_blas: bool
+    compare_mixed_clients: tuple[int, ...]
     equality_prompts: int
     pipeline_tokens: int
     pipeline_repetitions: int
@@ -29,6 +30,7 @@ QUICK = Size(
     compare_tokens=16,
     compare_repetitions=2,
     compare_both_blas=False,
+    compare_mixed_clients=(4,),
     equality_prompts=4,
     pipeline_tokens=500,
     pipeline_repetitions=1,
@@ -44,6 +46,7 @@ FULL = Size(
     compare_tokens=24,
     compare_repetitions=3,
     compare_both_blas=False,
+    compare_mixed_clients=(8, 32),
     equality_prompts=20,
     pipeline_tokens=3000,
     pipeline_repetitions=5,

@@ -45,7 +45,12 @@ class Run:
 
 def _compare(run: Run) -> dict[str, Any]:
     size = run.size
-    plan = Plan(size.compare_tokens, size.compare_repetitions, both_blas=size.compare_both_blas)
+    plan = Plan(
+        size.compare_tokens,
+        size.compare_repetitions,
+        mixed_clients=size.compare_mixed_clients,
+        both_blas=size.compare_both_blas,
+    )
     return measure_compare(run.model, run.folder(), plan, run.out, run.peers)
 
 
