@@ -46,3 +46,20 @@ def attend_in_place(
     lengths: mx.array,
     scale: float,
 ) -> mx.array: ...
+
+class Block:
+    def __init__(
+        self,
+        layers: Sequence[tuple[list[mx.array], mx.array | None, int, int]],
+        norms: Sequence[mx.array],
+        eps: Sequence[float],
+        heads: int,
+        kv_heads: int,
+        rope_dims: int,
+        traditional: bool,
+        rope_scale: float,
+        base: float | None,
+        freqs: mx.array | None,
+    ) -> None: ...
+    def enter(self, x: mx.array, offset: mx.array) -> list[mx.array]: ...
+    def leave(self, x: mx.array, attended: mx.array) -> mx.array: ...

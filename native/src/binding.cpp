@@ -4,16 +4,20 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "cpu/kernels.hpp"
 #include "cpu/pool.hpp"
+#include "primitives/block.hpp"
 #include "primitives/primitives.hpp"
 
 #define MLX_SERVING_TEXT(value) #value
 #define MLX_SERVING_VERSION(a, b, c) MLX_SERVING_TEXT(a) "." MLX_SERVING_TEXT(b) "." MLX_SERVING_TEXT(c)
 
 namespace nb = nanobind;
+
+using Linear = std::tuple<std::vector<mlx::core::array>, std::optional<mlx::core::array>, int, int>;
 
 // Found in the library's file by native/kernel_choice.py, which must not load it to know.
 extern "C" __attribute__((used)) const char mlx_serving_kernels_mark[] =
@@ -43,4 +47,21 @@ NB_MODULE(_kernels, m) {
         "lengths"_a, "scale"_a, "group_size"_a, "bits"_a);
   m.def("attend_in_place", &mlx_serving::attend_in_place, "queries"_a, "keys"_a, "values"_a, "slab_keys"_a,
         "slab_values"_a, "lengths"_a, "scale"_a);
+
+  using mlx_serving::Block, mlx_serving::BlockParameters, mlx_serving::LinearParameters;
+  nb::class_<Block>(m, "Block")
+      .def(
+          "__init__",
+          [](Block* self, const std::vector<Linear>& layers, const std::vector<mlx::core::array>& norms,
+             const std::vector<float>& eps, int heads, int kv_heads, int rope_dims, bool traditional, float rope_scale,
+             std::optional<float> base, const std::optional<mlx::core::array>& freqs) {
+            BlockParameters parameters{{}, norms, eps, heads, kv_heads, rope_dims, traditional, rope_scale, base, freqs};
+            for (const auto& [weight, bias, group_size, bits] : layers)
+              parameters.layers.push_back({weight, bias, group_size, bits});
+            new (self) Block(std::move(parameters));
+          },
+          "layers"_a, "norms"_a, "eps"_a, "heads"_a, "kv_heads"_a, "rope_dims"_a, "traditional"_a, "rope_scale"_a,
+          "base"_a.none(), "freqs"_a.none())
+      .def("enter", &Block::enter, "x"_a, "offset"_a)
+      .def("leave", &Block::leave, "x"_a, "attended"_a);
 }

@@ -125,7 +125,7 @@ void rotate(const Rotation& r, const Heads& x, const int* offsets, const Heads& 
         void* target = offset(const_cast<void*>(y.values), y.type, place(y, row, head, token));
         float* out = y.type == Type::f32 ? static_cast<float*>(target) : out_scratch.floats(size_t(r.size));
         kernels().rotate(in, cosines, sines, half, r.traditional, out);
-        std::memcpy(out + 2 * half, in + 2 * half, size_t(r.size - 2 * half) * sizeof(float));
+        if (out != in) std::memcpy(out + 2 * half, in + 2 * half, size_t(r.size - 2 * half) * sizeof(float));
         if (y.type != Type::f32) kernels().narrow(out, target, y.type, r.size);
       }
     }

@@ -124,4 +124,52 @@ void multiply(const DenseMatrix& matrix, const Rows& x, const Output& y) {
   target.finish(y, x.count, matrix.rows);
 }
 
+void project(const Projection* layers, int count, const float* x, long x_count, long columns, float* const* ys) {
+  static thread_local Scratch arranged_scratch;
+  const Kernels& k = kernels();
+  bool alike = x_count <= kFewRows;
+  long rows = 0;
+  for (int i = 0; i < count; i++) {
+    alike = alike && layers[i].is_quantized == layers[0].is_quantized &&
+            layers[i].quantized.bits == layers[0].quantized.bits;
+    rows += layers[i].rows();
+  }
+  if (!alike) {
+    Rows input{x, Type::f32, x_count, columns};
+    for (int i = 0; i < count; i++) {
+      Output output{ys[i], Type::f32, layers[i].rows()};
+      if (layers[i].is_quantized) multiply(layers[i].quantized, input, output);
+      else multiply(layers[i].dense, input, output);
+    }
+  } else {
+    const float* arranged = x;
+    if (layers[0].is_quantized) {
+      int bits = layers[0].quantized.bits;
+      long size = k.arranged_size(columns, bits);
+      float* target = arranged_scratch.floats(size_t(size * x_count));
+      for (long m = 0; m < x_count; m++) k.arrange(x + m * columns, columns, bits, target + m * size);
+      arranged = target;
+    }
+    Split split(rows, 16, rows * columns);
+    auto part = [&](int chunk) {
+      long first = chunk * split.step, last = std::min(rows, first + split.step);
+      for (int i = 0; i < count && first < last; i++) {
+        long own = layers[i].rows(), end = std::min(last, own);
+        if (first < end && layers[i].is_quantized)
+          k.quantized_rows(layers[i].quantized, first, end, arranged, x_count, ys[i], own);
+        else if (first < end)
+          k.dense_rows(layers[i].dense, first, end, x, columns, x_count, ys[i], own);
+        first = std::max<long>(0, first - own);
+        last -= own;
+      }
+    };
+    parallel(split.chunks, part);
+  }
+  for (int i = 0; i < count; i++) {
+    if (layers[i].bias == nullptr) continue;
+    for (long m = 0; m < x_count; m++)
+      for (long n = 0; n < layers[i].rows(); n++) ys[i][m * layers[i].rows() + n] += layers[i].bias[n];
+  }
+}
+
 }  // namespace mlx_serving::cpu

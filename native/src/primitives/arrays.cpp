@@ -66,6 +66,31 @@ mx::array dense_last_axis(const mx::array& a, mx::cpu::CommandEncoder& encoder) 
   return a.strides(-1) == 1 || a.shape(-1) == 1 ? a : copy_of(a, encoder);
 }
 
+void allocate_by_token(mx::array& out) {
+  int64_t heads = out.shape(1), tokens = out.shape(2), size = out.shape(3);
+  bool same = heads == 1 || tokens == 1;
+  mx::array::Flags flags{true, same, false};
+  mx::Strides strides = same ? mx::Strides{heads * tokens * size, tokens * size, size, 1}
+                             : mx::Strides{heads * tokens * size, size, heads * size, 1};
+  out.set_data(mx::allocator::malloc(out.nbytes()), out.size(), strides, flags);
+}
+
+mx::array by_token(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
+  int64_t heads = a.shape(1), tokens = a.shape(2), size = a.shape(3);
+  bool single = a.shape(0) == 1;
+  if (a.flags().row_contiguous && (heads == 1 || tokens == 1)) return a;
+  if (a.strides(3) == 1 && a.strides(1) == size && a.strides(2) == heads * size &&
+      (single || a.strides(0) == heads * tokens * size))
+    return a;
+  mx::array copy({a.shape(0), a.shape(2), a.shape(1), a.shape(3)}, a.dtype(), nullptr, {});
+  allocate(copy);
+  mx::Strides strides{a.strides(0), a.strides(2), a.strides(1), a.strides(3)};
+  encoder.dispatch([source = a.data<char>(), target = copy.data<char>(), shape = copy.shape(), strides,
+                    item = a.itemsize()] { copy_strided(source, target, shape, strides, item); });
+  encoder.add_temporary(copy);
+  return copy;
+}
+
 cpu::Heads heads_of(const mx::array& a) {
   return {a.data<void>(), type_of(a, "the array"), a.strides(0), a.strides(1), a.strides(2)};
 }

@@ -34,6 +34,11 @@ mx::array dense_last_axis(const mx::array& a, mx::cpu::CommandEncoder& encoder);
 // Of an array [rows][heads][columns][size] whose last axis has no gaps.
 cpu::Heads heads_of(const mx::array& a);
 
+// Allocates [rows, heads, tokens, size] as [rows, tokens, heads, size]: what the output projection takes.
+void allocate_by_token(mx::array& out);
+// An array [rows, heads, tokens, size] that is so in memory: itself, or a copy.
+mx::array by_token(const mx::array& a, mx::cpu::CommandEncoder& encoder);
+
 // A primitive of ours: on the CPU only.
 class CpuPrimitive : public mx::Primitive {
  public:

@@ -39,16 +39,6 @@ std::vector<int> clamped(const int* lengths, const cpu::AttentionShape& shape, i
   return safe;
 }
 
-// [rows, heads, tokens, size], in memory [rows, tokens, heads, size]: what the output projection takes.
-void allocate_by_token(mx::array& out) {
-  int64_t heads = out.shape(1), tokens = out.shape(2), size = out.shape(3);
-  bool same = heads == 1 || tokens == 1;
-  mx::array::Flags flags{true, same, false};
-  mx::Strides strides = same ? mx::Strides{heads * tokens * size, tokens * size, size, 1}
-                             : mx::Strides{heads * tokens * size, size, heads * size, 1};
-  out.set_data(mx::allocator::malloc(out.nbytes()), out.size(), strides, flags);
-}
-
 class Attention : public CpuPrimitive {
  public:
   Attention(mx::Stream stream, Form form, float scale, bool causal, int group_size, int bits)

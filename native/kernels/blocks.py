@@ -1,0 +1,107 @@
+"""Decoder layers of the Llama family as two operations around their attention.
+
+The cache and the attention stay what they are for the model: the layer asks them exactly as mlx-lm's does. A layer
+whose parts are no longer those it was made of, because adapters were put around them for instance, or whose input is
+not float32, takes mlx-lm's way.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn
+from mlx_lm.models.rope_utils import Llama3RoPE
+
+from mlx_serving.native.kernels import layers
+from mlx_serving.native.kernels.operations import OPERATIONS
+
+_nn: Any = mlx.nn
+
+FAMILIES = ("mlx_lm.models.llama", "mlx_lm.models.qwen2")
+"""Modules whose `TransformerBlock` is x + attention(norm(x)), then h + down(silu(gate(norm(h))) * up(norm(h)))."""
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+@functools.cache
+def fused(theirs: type) -> type:
+    """The class of ours for a layer of this class."""
+    home = sys.modules[theirs.__module__]
+
+    class FusedBlock(theirs):  # type: ignore[misc]
+        """A decoder layer. `_fused` holds the operations and the parts they were made of."""
+
+        def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> Any:
+            block, made_of = self._fused
+            attention = self["self_attn"]
+            if x.dtype != mx.float32 or _parts(self) != made_of:
+                return super().__call__(x, mask, cache)
+            first = layers.offset_array(0 if cache is None else cache.offset)
+            if first is None:
+                return super().__call__(x, mask, cache)
+            queries, keys, values = block.enter(x, first)
+            if cache is not None:
+                keys, values = cache.update_and_fetch(keys, values)
+            attended = home.scaled_dot_product_attention(
+                queries, keys, values, cache=cache, scale=attention.scale, mask=mask
+            )
+            return block.leave(x, attended.astype(mx.float32))
+
+    return FusedBlock
+
+
+def fuse(module: Any) -> bool:
+    """Make this layer one of ours if its parts allow it; says whether they did. Its parts are ours already."""
+    if type(module).__module__ not in FAMILIES or type(module).__name__ != "TransformerBlock":
+        return False
+    linear = [_linear(module.self_attn[name]) for name in _ATTENTION] + [_linear(module.mlp[name]) for name in _MLP]
+    norms = [module[name] for name in _NORMS]
+    rope = _rope(module.self_attn.rope)
+    if None in linear or rope is None or any(type(norm) is not layers.NativeRMSNorm for norm in norms):
+        return False
+    attention = module.self_attn
+    block = OPERATIONS.Block(
+        linear,
+        [norm.weight for norm in norms],
+        [norm.eps for norm in norms],
+        attention.n_heads,
+        attention.n_kv_heads,
+        *rope,
+    )
+    module.__class__ = fused(type(module))
+    # Not an entry of the module, which would be taken for a parameter.
+    object.__setattr__(module, "_fused", (block, _parts(module)))
+    return True
+
+
+def unfuse(module: Any) -> None:
+    """Give mlx-lm's class back."""
+    if "_fused" in vars(module):
+        module.__class__ = type(module).__mro__[1]
+        object.__delattr__(module, "_fused")
+
+
+def _parts(block: Any) -> tuple[int, ...]:
+    """What a layer is made of: its parts and the arrays of their weights."""
+    attention, mlp = block["self_attn"], block["mlp"]
+    linear = [*(attention[name] for name in _ATTENTION), *(mlp[name] for name in _MLP)]
+    return tuple(id(part.get("weight")) for part in linear)
+
+
+def _linear(layer: Any) -> tuple[list[mx.array], mx.array | None, int, int] | None:
+    bias = layer.get("bias")
+    if type(layer) is layers.NativeQuantizedLinear:
+        return [layer.weight, layer.scales, layer.biases], bias, layer.group_size, layer.bits
+    return ([layer.weight], bias, 0, 0) if type(layer) is layers.NativeLinear else None
+
+
+def _rope(rope: Any) -> tuple[int, bool, float, float | None, mx.array | None] | None:
+    """Dimensions, form, scale, and base or frequencies."""
+    if type(rope) is layers.NativeRoPE:
+        return rope.dims, rope.traditional, rope.scale, rope.base, None
+    return (rope.dims, rope.traditional, 1.0, None, rope._freqs) if type(rope) is Llama3RoPE else None
