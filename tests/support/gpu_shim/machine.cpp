@@ -90,40 +90,51 @@ void shuffle(std::vector<T>& all, uint32_t& random) {
   for (size_t left = all.size(); left > 1; --left) std::swap(all[left - 1], all[next(random) % left]);
 }
 
-// Let go the threads of every warp, or of the whole group, that have all arrived. Whether any had.
-bool release(Running& all, size_t count) {
-  bool any = false;
-  for (size_t i = 0; i < count; ++i) {
-    Fibre& fibre = *all.fibres[i];
-    Warp& warp = all.warps[fibre.warp];
-    bool goes = (fibre.state == State::at_barrier && all.at_barrier == count) ||
-                (fibre.state == State::at_exchange && warp.arrived == kWarp);
-    if (goes) fibre.state = State::ready;
-    any |= goes;
-  }
-  if (all.at_barrier == count) all.at_barrier = 0;
-  for (Warp& warp : all.warps) {
-    if (warp.arrived == kWarp) warp.arrived = 0;
-  }
-  return any;
+// Let go the threads of a warp that have all arrived at an exchange.
+void release_warp(Running& all, size_t number) {
+  Warp& warp = all.warps[number];
+  if (warp.arrived != kWarp) return;
+  warp.arrived = 0;
+  for (size_t lane = 0; lane < kWarp; ++lane) all.fibres[number * kWarp + lane]->state = State::ready;
 }
 
-void run_group(Running& all, size_t count, uint32_t& random) {
-  std::vector<int> order(count);
-  for (size_t i = 0; i < count; ++i) {
-    order[i] = int(i);
-    start(*all.fibres[i]);
+// Let go the threads of the group if all have arrived at a barrier. Whether they had.
+bool release_group(Running& all, size_t count) {
+  if (all.at_barrier != count) return false;
+  all.at_barrier = 0;
+  for (size_t i = 0; i < count; ++i) all.fibres[i]->state = State::ready;
+  return true;
+}
+
+// Run the threads of one warp that are ready, in any order. Whether there were any.
+bool run_warp(Running& all, size_t number, uint32_t& random) {
+  std::vector<Fibre*> ready;
+  for (size_t lane = 0; lane < kWarp; ++lane) {
+    Fibre* fibre = all.fibres[number * kWarp + lane].get();
+    if (fibre->state == State::ready) ready.push_back(fibre);
   }
+  shuffle(ready, random);
+  for (Fibre* fibre : ready) {
+    go_on(all, *fibre);
+    if (all.failure) break;
+  }
+  return !ready.empty();
+}
+
+// One warp gets as far as it can before the next one moves, so that a missing barrier shows.
+void run_group(Running& all, size_t count, uint32_t& random) {
+  for (size_t i = 0; i < count; ++i) start(*all.fibres[i]);
   all.at_barrier = 0;
   all.warps.assign(count / kWarp, Warp{});
+  std::vector<size_t> order;
+  for (size_t i = 0; i < count / kWarp; ++i) order.push_back(i);
   do {
     shuffle(order, random);
-    for (int i : order) {
-      if (all.fibres[i]->state != State::ready) continue;
-      go_on(all, *all.fibres[i]);
+    for (size_t number : order) {
+      while (!all.failure && run_warp(all, number, random)) release_warp(all, number);
       if (all.failure) return;
     }
-  } while (release(all, count));
+  } while (release_group(all, count));
   for (size_t i = 0; i < count; ++i) {
     if (all.fibres[i]->state != State::done) all.failure = "threads wait for others that never arrive";
   }
