@@ -134,6 +134,10 @@ class DraftModel:
             self._filling = [held for held in self._filling if held not in ready]
             self._join(ready)
 
+    def is_close(self, row: Row) -> bool:
+        """Whether it can propose something to the row without having to catch up first."""
+        return any(held.row is row and len(held.pending) <= _CLOSE for held in self._held)
+
     def is_ready(self, row: Row) -> bool:
         """Whether it can propose something to the row."""
         return any(held.row is row for held in self._held)

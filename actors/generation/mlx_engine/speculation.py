@@ -101,6 +101,7 @@ class Speculator:
 
     def check(self, batch: Batch, plan: Plan, masks_of: DraftMasks) -> Checked | None:
         """Propose, check and settle; None if no row has anything to propose after all. Waits for the device."""
+        self._draft_seconds = 0.0
         batch.reserve(plan.tokens + 1)
         proposals, drafted = self._proposals(batch.rows, plan)
         width = 1 + max((len(each.tokens) for each in proposals if each), default=0)
@@ -142,11 +143,14 @@ class Speculator:
     def _prepare(
         self, draft: DraftModel, rows: Sequence[Row], known: Sequence[RowSpeculation | None], budget: int
     ) -> None:
-        """Let the draft model follow the rows as long as its proposals are likely to be taken up."""
+        """Let the draft model follow the rows as long as its proposals are likely to be taken up.
+
+        Otherwise it takes no others up, and loses those that it has once they are too far ahead.
+        """
         best = Offer(self._planner.longest, self._shared.rate(DRAFT_KIND), is_drafted=True)
         wanted = [row for row, each in zip(rows, known, strict=True) if each is not None]
         if not self._planner.pays([best if each is not None else None for each in known]):
-            wanted = []
+            wanted = [row for row in wanted if draft.is_close(row)]
             self._shared.fade(DRAFT_KIND)
         try:
             draft.follow(wanted, budget)
@@ -182,7 +186,6 @@ class Speculator:
         most: Sequence[int],
     ) -> _Drafted:
         """The draft model's proposals for the rows whose text has nothing better."""
-        self._draft_seconds = 0.0
         asking = []
         for row, each, lookup, length in zip(rows, known, lookups, most, strict=True):
             offer = each.draft_offer(length) if each is not None and self._is_ready(row) else None
