@@ -128,7 +128,8 @@ class Guidance:
     """What an answer is held to, token by token.
 
     `source` is a JSON Schema, nothing for `json_object`, a regular expression, a JSON list of strings for `choice`, or
-    a grammar (Lark or GBNF); `calls` is a grammar (Lark) of our own, of tool calls. `field` is the parameter it came from, as errors name it.
+    a grammar (Lark or GBNF); `calls` is a grammar (Lark) of our own, of tool calls. `field` is the parameter it came
+    from, as errors name it.
     """
 
     kind: GuidanceKind
