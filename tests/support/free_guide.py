@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mlx_serving.actors.generation.guidance.compiler import GuideCompiler
 from mlx_serving.actors.generation.guidance.guide import Guide
 from mlx_serving.actors.messages.values import Guidance
@@ -24,6 +27,8 @@ class FreeGuide(Guide):
 
     def forced(self) -> list[int]:
         return []
+
+    def amend(self, mask: NDArray[np.uint32]) -> None: ...
 
     @property
     def is_complete(self) -> bool:
