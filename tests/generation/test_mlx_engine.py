@@ -117,7 +117,7 @@ def test_a_cancelled_row_frees_its_place_within_one_step(tiny: MlxEngine, expect
     tiny.cancel(99)
     said = len(driver.sequences[ids[1]].ids)
     driver.step()
-    assert len(tiny._batch.rows) == 2
+    assert len(tiny._decoding.batch.rows) == 2
     driver.run()
     assert len(driver.sequences[ids[1]].ids) == said
     assert driver.ids([ids[0], ids[2]]) == [expected[0], expected[2]]
@@ -136,7 +136,7 @@ def test_a_row_can_be_cancelled_at_any_moment_of_its_life(tiny: MlxEngine, expec
         tiny.resume(cancelled)
         driver.run()
         assert driver.sequences[other].ids == expected[1]
-    assert tiny._batch.rows == []
+    assert tiny._decoding.batch.rows == []
 
 
 def test_no_more_rows_decode_together_than_there_are_slots(tiny_llama: ModelRecord, expected: list[list[int]]) -> None:

@@ -8,7 +8,7 @@ from mlx_serving.actors.generation.speculation.costs import StepCosts
 
 def eager(engine: MlxEngine) -> MlxEngine:
     """The same engine; it proposes whatever it can."""
-    speculator = engine._speculator
+    speculator = engine._decoding.speculator
     assert speculator is not None
     speculator._planner.costs = speculator._costs = _Free({1: 1.0, 2: 1.0})
     return engine

@@ -95,5 +95,5 @@ class Driver:
 def replace_model(engine: Any, model: Any) -> None:
     """Let an `MlxEngine` that holds no rows run another model from now on."""
     engine._model = engine._prompts._model = model
-    cache = engine._batch.cache
+    cache = engine._decoding.batch.cache
     setattr(*((cache.program, "model") if hasattr(cache, "program") else (cache, "_model")), model)

@@ -2,12 +2,7 @@
 
 A step does, in this order: let rows go that ended, were cancelled or paused; set one chunk of prefill
 going; let rows join that are prefilled; set one decode step of the whole batch going; read the tokens of
-an earlier decode step. Everything is asynchronous but the reading, so the device always has the next
-step in its queue. A row that turns out to have ended has then a token too many on its way, which is
-dropped.
-
-MLX copies a cache that is written while a step in flight still reads it. Where that would cost more than it
-gains, the next step is built but only set going once the last one is read.
+an earlier decode step.
 
 When a batch fails, its rows are computed again from their tokens, and each has to decode one token alone
 before it may join the others: the row at fault fails there by itself.
@@ -17,8 +12,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -32,28 +25,25 @@ from mlx_serving.actors.generation.engine import EngineLimits, HeldPrefixes, Ste
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine import guiding, loading
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters, FindAdapter, no_adapter
-from mlx_serving.actors.generation.mlx_engine.batch import Batch, Step
+from mlx_serving.actors.generation.mlx_engine.batch import Batch
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.decoding import Decoding
 from mlx_serving.actors.generation.mlx_engine.draft_model import DraftModel, load_draft
-from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
+from mlx_serving.actors.generation.mlx_engine.outputs import Outputs
 from mlx_serving.actors.generation.mlx_engine.prompts import IDLE_TOKENS, Prompts
 from mlx_serving.actors.generation.mlx_engine.reuse import reuse_for
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
-from mlx_serving.actors.generation.mlx_engine.sampling import Draw, RowSampling
+from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
 from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
-from mlx_serving.actors.generation.mlx_engine.speculation import Checked, Speculator, speculator_for
-from mlx_serving.actors.generation.pacing import PrefillPace
+from mlx_serving.actors.generation.mlx_engine.speculation import Speculator, speculator_for
 from mlx_serving.actors.generation.request import answer_limit, answer_of, is_prefill_only, prompt_of
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
-from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo, Sampling, TokenLogprob
+from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
 
-_LEAST_PREFILL_TOKENS = 16
-_OVERLAP_BYTES = {"cpu": 4 << 20, "metal": 16 << 20, "cuda": 256 << 20}
-"""What is copied sooner than the device would stand idle between steps."""
 _STEPS_BETWEEN_CLEARINGS = 256
 _IDLE_CACHE_BYTES = 32 << 20
 _NOT_FINITE = "the model's output for this sequence was not finite"
@@ -76,25 +66,15 @@ class MlxEngine:
         self._draft_record = draft
         self._find_adapter = find_adapter
         self._settings = settings
-        self._optimizations = settings.metal_optimizations
         self._tokenizer = tokenizer
         self._clock = clock
         self._eos_ids = frozenset(record.eos_token_ids) | tokenizer.eos_token_ids
         self._slots = settings.max_rows
-        self._pace = PrefillPace(
-            settings.prefill_slowdown, _LEAST_PREFILL_TOKENS, settings.prefill_tokens, settings.inter_token_seconds
-        )
         self._steps = 0
         self._rows: dict[int, Row] = {}
         self._returning: list[Row] = []
-        self._outputs: dict[int, SequenceOutput] = {}
-        self._joining: list[Row] = []
-        self._in_flight: deque[Step] = deque()
-        self._read_at: float | None = None
-        self._prefilled = 0
-        self._checked = Checked()
+        self._outputs = Outputs(tokenizer)
         self._draft: DraftModel | None = None
-        self._speculator: Speculator | None = None
 
     def load(self) -> tuple[ModelInfo, EngineLimits]:
         loading.prepare_device(self._settings)
@@ -108,13 +88,11 @@ class MlxEngine:
         kernels = loading.speed_up(self._model, self._settings)
         self._load_draft()
         self._start_batching()
-        self._warm_up()
-        self._speculator = self._make_speculator()
+        loading.warm_up(self._record, self._model, self._new_caches(), self._decoding.batch.cache.fresh())
+        self._decoding.speculator = self._make_speculator()
         if vocabulary.is_alive():
             vocabulary.join()
-        info = attrs.evolve(
-            self._record.info(), is_trimmable=not self._reuse.needs_segments, kernels=kernels
-        )
+        info = attrs.evolve(self._record.info(), is_trimmable=not self._reuse.needs_segments, kernels=kernels)
         return info, self._limits
 
     def _read_vocabulary(self) -> threading.Thread:
@@ -142,29 +120,29 @@ class MlxEngine:
         self._prompts.waiting.append(row)
 
     def step(self) -> StepReport:
-        self._outputs = {}
-        self._checked = Checked()
+        self._outputs.begin()
         self._take_guides()
         self._take_back()
         self._let_go()
-        self._prefilled = self._prefill()
+        prefilled = self._prefill()
         self._end_prefill_only()
-        stepped, tokens = len(self._in_flight[0].rows) if self._in_flight else 0, self._decode()
+        stepped, tokens = self._decoding.rows_in_flight, self._decode(prefilled)
         self._steps += 1
         self._reuse.turn()
         if self._steps % _STEPS_BETWEEN_CLEARINGS == 0:
             mx.clear_cache()
         self._rest()
+        checked = self._decoding.checked
         return StepReport(
-            tuple(self._outputs.values()),
-            rows=max(stepped, len(self._checked.said)),
+            self._outputs.all(),
+            rows=max(stepped, len(checked.said)),
             tokens=tokens,
-            prefill_tokens=self._prefilled,
+            prefill_tokens=prefilled,
             active_bytes=mx.get_active_memory(),
             cache_bytes=mx.get_cache_memory(),
             prefixes=self._reuse.stats(),
-            drafted=self._checked.proposed,
-            accepted=self._checked.accepted,
+            drafted=checked.proposed,
+            accepted=checked.accepted,
         )
 
     def cancel(self, sequence_id: int) -> None:
@@ -206,13 +184,13 @@ class MlxEngine:
     def close(self) -> None:
         self._rows.clear()
         self._returning.clear()
-        if hasattr(self, "_batch"):
+        if hasattr(self, "_decoding"):
             self._prompts.clear()
-            self._drop_batch()
+            self._decoding.drop()
             self._reuse.close()
             self._guiding.close()
-            del self._batch, self._prompts, self._adapters, self._reuse, self._guiding
-        self._draft = self._speculator = None
+            del self._decoding, self._prompts, self._adapters, self._reuse, self._guiding
+        self._draft = None
         self._model = None
         mx.clear_cache()
 
@@ -226,7 +204,7 @@ class MlxEngine:
         caches = self._new_caches()
         self._adapters.select([0])
         return speculator_for(
-            self._settings.speculation, self._batch.cache, self._model, caches, self._draft, self._clock
+            self._settings.speculation, self._decoding.batch.cache, self._model, caches, self._draft, self._clock
         )
 
     def _start_batching(self) -> None:
@@ -236,7 +214,10 @@ class MlxEngine:
         )
         self._adapters = Adapters(self._model, self._find_adapter, self._settings.max_adapters)
         cache.presize(self._pool_bytes, self._settings.max_rows)
-        self._batch = Batch(cache, self._adapters)
+        batch = Batch(cache, self._adapters)
+        self._decoding = Decoding(
+            batch, self._guiding, self._settings, self._clock, self._take, self._let_go, self._fail
+        )
         slabs = cache.can_roll_back
         if not slabs and not prompt_caches.are_mergeable(prompt_caches.new_caches(self._model)):
             self._slots = 1
@@ -253,12 +234,10 @@ class MlxEngine:
     def _new_caches(self) -> Caches:
         return prompt_caches.new_caches(self._model, self._form)
 
-    # --- rows come and go -----------------------------------------------------------------------------------
-
     def _take_guides(self) -> None:
         """Rows whose guides are ready may join; without any other row, wait a moment for one."""
         rows = self._rows.values()
-        if not self._in_flight and all(row.is_paused or (row.awaited_guide and not row.unfilled) for row in rows):
+        if self._decoding.is_idle and all(row.is_paused or (row.awaited_guide and not row.unfilled) for row in rows):
             self._guiding.wait()
         for row, error in self._guiding.arrived():
             self._fail(row, error)
@@ -276,23 +255,23 @@ class MlxEngine:
 
     def _let_go(self) -> None:
         """Rows leave the batch that are gone or paused, or whose last token is already on its way."""
-        rows = self._batch.rows
+        rows = self._decoding.batch.rows
         for index, row in enumerate(rows):
             if row.is_paused and not row.is_gone and not row.is_drawn_out:
-                row.caches = self._batch.take(index)
+                row.caches = self._decoding.batch.take(index)
                 prompt_caches.start(prompt_caches.states(row.caches))
             row.is_parked = row.is_paused
         self._leave_prefixes()
         staying = [index for index, row in enumerate(rows) if not (row.is_gone or row.is_paused or row.is_drawn_out)]
         if len(staying) < len(rows):
-            self._batch.keep(staying)
+            self._decoding.batch.keep(staying)
 
     def _leave_prefixes(self) -> None:
         """Rows that are about to leave the batch for good leave what they have to the prefix cache."""
-        leaving = [index for index, row in enumerate(self._batch.rows) if row.is_gone or row.is_drawn_out]
+        leaving = [index for index, row in enumerate(self._decoding.batch.rows) if row.is_gone or row.is_drawn_out]
         for index in leaving:
-            row, is_alone = self._batch.rows[index], len(leaving) == len(self._batch.rows)
-            self._reuse.leave(row, functools.partial(self._batch.cache.view, index), is_alone)
+            row, is_alone = self._decoding.batch.rows[index], len(leaving) == len(self._decoding.batch.rows)
+            self._reuse.leave(row, functools.partial(self._decoding.batch.cache.view, index), is_alone)
 
     def _forget(self, row: Row) -> None:
         if not row.is_gone:
@@ -301,139 +280,36 @@ class MlxEngine:
         row.caches, row.held = None, []
         self._rows.pop(row.sequence.sequence_id, None)
 
-    # --- prefill --------------------------------------------------------------------------------------------
-
     def _prefill(self) -> int:
         if not self._prompts:
             return 0
-        decoding = len(self._batch.rows)
+        decoding = len(self._decoding.batch.rows)
         most = self._settings.max_prefills if decoding else self._slots
         self._prompts.admit(most, self._slots - decoding, is_busy=decoding > 0)
-        return self._prompts.advance(self._pace.budget if decoding else IDLE_TOKENS, not decoding)
+        return self._prompts.advance(self._decoding.pace.budget if decoding else IDLE_TOKENS, not decoding)
 
     def _end_prefill_only(self) -> None:
         """Rows of which nothing but the prompt was wanted have ended."""
         for row in [row for row in self._prompts.ready if is_prefill_only(row.sequence)]:
             self._prompts.ready.remove(row)
             try:
-                if not self._batch.rows and row.caches is not None:
+                if not self._decoding.batch.rows and row.caches is not None:
                     mx.eval(prompt_caches.states(row.caches))  # so that the account is true
             except Exception as error:
                 self._fail(row, error)
                 continue
             end = row.timeline.end_of_prefill(row.prompt_tokens, row.cached_tokens, self._clock())
             self._forget(row)
-            self._put(SequenceOutput(row.sequence.sequence_id, "", (), end=end))
+            self._outputs.put(SequenceOutput(row.sequence.sequence_id, "", (), end=end))
 
-    # --- decode ---------------------------------------------------------------------------------------------
-
-    def _decode(self) -> int:
-        """Set the next step going and read an earlier one. Returns the number of tokens read."""
+    def _decode(self, prefilled: int) -> int:
+        """One decode step. Returns the number of tokens read."""
         try:
-            self._join()
-            if not self._batch.rows:
-                return self._read(len(self._in_flight))
-            tokens = self._speculate()
-            if tokens is not None:
-                return tokens
-            if any(row.guide is not None for row in self._batch.rows):
-                return self._decode_guided()
-            if not self._optimizations.blit_queue:
-                return self._decode_serially()
-            step = self._batch.sample(self._batch.forward())
-            if not self._overlaps():
-                return self._read(len(self._in_flight), before=functools.partial(self._go, step))
-            self._go(step)
-            return self._read(len(self._in_flight) + 1 - self._optimizations.command_buffer_ring)
+            joining = self._prompts.take_ready(self._slots - len(self._decoding.batch.rows))
+            return self._decoding.step(joining, prefilled)
         except Exception as error:
             self._recover(error)
             return 0
-
-    def _decode_serially(self) -> int:
-        """Begin with the next step once the tokens of the last one are handled."""
-        tokens = self._read(len(self._in_flight))
-        self._let_go()
-        if self._batch.rows:
-            self._go(self._batch.sample(self._batch.forward()))
-        return tokens
-
-    def _decode_guided(self) -> int:
-        """Make the masks of the next step while its forward pass runs, once the tokens before it are read."""
-        logits = self._batch.forward()
-        start = functools.partial(prompt_caches.start, [logits])
-        overlaps = self._overlaps()
-        if overlaps:
-            start()
-        tokens = self._read(len(self._in_flight), before=None if overlaps else start)
-        rows = self._batch.rows
-        masks = self._guiding.masks(rows)
-        for row in rows:
-            if not row.is_gone and row.guide is not None and row.guide.failure is not None:
-                self._fail(row, row.guide.failure)
-        self._go(self._batch.sample(logits, masks))
-        return tokens
-
-    def _go(self, step: Step) -> None:
-        step.start()
-        self._in_flight.append(step)
-
-    def _speculate(self) -> int | None:
-        """Check proposals, if that is worth while; the number of tokens read, None if it is not.
-
-        What to propose depends on every token before: the steps in flight are read first.
-        """
-        speculator = self._speculator
-        plan = speculator.plan(self._batch.rows, self._pace.budget) if speculator is not None else None
-        if speculator is None or plan is None:
-            return None
-        tokens = self._read(len(self._in_flight))
-        self._let_go()
-        checked = speculator.check(self._batch, plan, self._guiding.draft_masks) if self._batch.rows else None
-        if checked is None:
-            return tokens
-        self._checked = checked
-        self._keep_pace(self._checked.width)
-        for row, said in self._checked.said:
-            for reading in said:
-                self._take(row, reading)
-            tokens += len(said)
-        return tokens
-
-    def _read(self, steps: int, before: Callable[[], None] | None = None) -> int:
-        """Wait for the oldest steps, call `before`, and only then take the tokens in. Returns their number."""
-        readings = []
-        for _ in range(steps):
-            readings += self._in_flight[0].read()
-            self._in_flight.popleft()
-            self._keep_pace()
-        if before is not None:
-            before()
-        for row, reading in readings:
-            self._take(row, reading)
-        return len(readings)
-
-    def _keep_pace(self, width: int = 1) -> None:
-        """A step was read that took `width` tokens in from each row."""
-        now = self._clock()
-        if self._read_at is not None:
-            self._pace.observe(now - self._read_at, self._prefilled)
-            if self._speculator is not None and not self._prefilled:
-                self._speculator.saw_step(len(self._batch.rows), width, now - self._read_at)
-        self._read_at = now if self._batch.rows else None
-
-    def _overlaps(self) -> bool:
-        """Whether a step may be set going while another is in flight."""
-        chosen = self._optimizations
-        if chosen.command_buffer_ring == 1 or self._batch.cache.writes_in_place:
-            return chosen.command_buffer_ring > 1
-        most = chosen.ring_kv_bytes or _OVERLAP_BYTES[loading.back_end()]
-        return self._batch.cache.nbytes <= most
-
-    def _join(self) -> None:
-        self._joining = self._prompts.take_ready(self._slots - len(self._batch.rows))
-        if self._joining:
-            self._batch.join(self._joining)
-            self._joining = []
 
     def _take(self, row: Row, reading: Reading) -> None:
         if row.is_gone:
@@ -459,7 +335,7 @@ class MlxEngine:
             self._fail(row, error)
             return
         piece = row.answer.add(reading.token_id, is_complete)
-        logprobs = (self._logprob(reading.token_id, reading.logprob),) if reading.logprob is not None else ()
+        logprobs = (self._outputs.logprob(reading.token_id, reading.logprob),) if reading.logprob is not None else ()
         end = None
         if piece.reason is not None:
             end = row.timeline.end(piece, row.answer, row.prompt_tokens, row.cached_tokens, now)
@@ -469,30 +345,7 @@ class MlxEngine:
             self._forget(row)
         sequence_id = row.sequence.sequence_id
         shown = logprobs if piece.token_ids else ()
-        self._put(output_of(sequence_id, piece, shown, end))
-
-    def _put(self, output: SequenceOutput) -> None:
-        """A step gives a sequence at most one output, of however many tokens."""
-        before = self._outputs.get(output.sequence_id)
-        if before is not None:
-            output = attrs.evolve(
-                output,
-                text=before.text + output.text,
-                token_ids=before.token_ids + output.token_ids,
-                logprobs=before.logprobs + output.logprobs,
-                reasoning=before.reasoning + output.reasoning,
-                tool_calls=before.tool_calls + output.tool_calls,
-            )
-        self._outputs[output.sequence_id] = output
-
-    def _logprob(self, token_id: int, raw: RawLogprob) -> TokenLogprob:
-        top = tuple((each, self._word(each), logprob) for each, logprob in raw.top)
-        return TokenLogprob(token_id, self._word(token_id), raw.logprob, top)
-
-    def _word(self, token_id: int) -> str:
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
-
-    # --- failures -------------------------------------------------------------------------------------------
+        self._outputs.put(output_of(sequence_id, piece, shown, end))
 
     def _fail(self, row: Row, error: Exception) -> None:
         if not isinstance(error, ServingError):
@@ -501,14 +354,12 @@ class MlxEngine:
         self._forget(row)
         if row in self._prompts.filling:
             self._prompts.filling.remove(row)
-        self._put(SequenceOutput(row.sequence.sequence_id, "", (), error=describe(error)))
+        self._outputs.put(SequenceOutput(row.sequence.sequence_id, "", (), error=describe(error)))
 
     def _recover(self, error: Exception) -> None:
         """A step of the batch failed: a lone row is at fault, of several each is put to the test."""
-        stepped = [row for step in self._in_flight for row in step.rows]
-        rows = [row for row in dict.fromkeys([*self._batch.rows, *self._joining, *stepped]) if not row.is_gone]
-        self._joining = []
-        self._drop_batch()
+        rows = self._decoding.rows_at_stake
+        self._decoding.drop()
         if len(rows) == 1:
             self._fail(rows[0], error)
             return
@@ -521,26 +372,19 @@ class MlxEngine:
         """With no row left, nothing of the last ones stays in memory but what the pool may hold."""
         if not self._rows:
             self._leave_prefixes()
-            self._drop_batch(self._pool_bytes)
+            self._decoding.drop(self._pool_bytes)
             self._reuse.rest()
             if mx.get_cache_memory() > _IDLE_CACHE_BYTES:
                 mx.clear_cache()
 
     @property
     def _pool_bytes(self) -> int:
-        return self._optimizations.memory_pool_bytes if self._optimizations.memory_pool else 0
-
-    def _drop_batch(self, held_bytes: int = 0) -> None:
-        """Forget all rows, but not all their memory if some may be held for others."""
-        self._in_flight.clear()
-        if self._speculator is not None:
-            self._speculator.clear()
-        self._read_at = None
-        self._batch = self._batch.emptied(held_bytes) if held_bytes else self._batch.anew()
+        chosen = self._settings.metal_optimizations
+        return chosen.memory_pool_bytes if chosen.memory_pool else 0
 
     def _is_cleared(self, row: Row) -> bool:
         """Decode one token of a suspect alone; it fails here, or may join the others."""
-        alone = self._batch.anew()
+        alone = self._decoding.batch.anew()
         try:
             alone.join([row])
             ((_, reading),) = alone.sample(alone.forward(), self._guiding.masks([row])).read()
@@ -553,18 +397,3 @@ class MlxEngine:
         row.is_suspect = False
         self._deliver(row, reading)
         return not row.is_gone
-
-    def _warm_up(self) -> None:
-        """Compile what the first request would wait for: a chunk of prefill, and steps of one row drawn both ways."""
-        own, cache = self._new_caches(), self._batch.cache.fresh()
-        token = mx.zeros(1, dtype=mx.uint32)
-        try:
-            self._model(mx.zeros((1, 8), dtype=mx.uint32), cache=own)
-            cache.join([own])
-            for parameters in (Sampling(temperature=0), Sampling(temperature=0), Sampling(top_p=0.9)):
-                cache.reserve(1)
-                token = Draw([parameters])(cache.forward(token[:, None])[:, -1, :], [0.5])
-                mx.eval(token)
-        except Exception as error:
-            raise loading.failed(self._record, error) from error
-        mx.clear_cache()

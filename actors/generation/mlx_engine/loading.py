@@ -12,8 +12,12 @@ from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.generation.mlx_engine import draw_kernel
+from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
+from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
+from mlx_serving.actors.generation.mlx_engine.sampling import Draw
 from mlx_serving.actors.memory import machine_bytes
+from mlx_serving.actors.messages.values import Sampling
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
 from mlx_serving.native.kernels import operations
@@ -126,3 +130,21 @@ def memory_bytes() -> int:
     """Memory that weights and caches share: the accelerator's own, or the machine's."""
     own = 0 if is_cpu() else int(mx.device_info().get("memory_size", 0))
     return own or machine_bytes()
+
+
+def warm_up(record: ModelRecord, model: Any, own: Caches, rows: RowsCache) -> None:
+    """Compile what the first request would wait for: a chunk of prefill, and steps of one row drawn both ways.
+
+    `own` and `rows` are empty. Raises ModelLoadFailed.
+    """
+    token = mx.zeros(1, dtype=mx.uint32)
+    try:
+        model(mx.zeros((1, 8), dtype=mx.uint32), cache=own)
+        rows.join([own])
+        for parameters in (Sampling(temperature=0), Sampling(temperature=0), Sampling(top_p=0.9)):
+            rows.reserve(1)
+            token = Draw([parameters])(rows.forward(token[:, None])[:, -1, :], [0.5])
+            mx.eval(token)
+    except Exception as error:
+        raise failed(record, error) from error
+    mx.clear_cache()

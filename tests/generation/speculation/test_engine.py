@@ -199,7 +199,7 @@ def test_a_row_that_pauses_or_leaves_disturbs_no_other(family: Family, plain: Ml
 
 def test_a_draft_model_that_fails_is_left_out(family: Family, plain: MlxEngine) -> None:
     engine = eager(engine_of(family.target, "draft", family.draft))
-    speculator = engine._speculator
+    speculator = engine._decoding.speculator
     assert speculator is not None
     draft = speculator._draft
     assert draft is not None
@@ -229,7 +229,7 @@ def test_an_architecture_that_cannot_be_rolled_back_is_no_draft_model(family: Fa
 
 def test_where_it_does_not_pay_nothing_is_proposed(family: Family) -> None:
     engine = engine_of(family.target, "auto", family.draft)
-    speculator = engine._speculator
+    speculator = engine._decoding.speculator
     assert speculator is not None
     speculator._planner.costs = speculator._costs = StepCosts({1: 1.0, 2: 3.0})
     driver = Driver(engine)

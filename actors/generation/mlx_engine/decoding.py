@@ -1,0 +1,191 @@
+"""Decode steps of the whole batch: which kind comes next, when it is set going, and when its tokens are read.
+
+Everything is asynchronous but the reading, so the device always has the next step in its queue. A row that turns
+out to have ended has then a token too many on its way, which is dropped.
+
+MLX copies a cache that is written while a step in flight still reads it. Where that would cost more than it
+gains, the next step is built but only set going once the last one is read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from mlx_serving.actors.clock import Clock
+from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
+from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine.batch import Batch, Step
+from mlx_serving.actors.generation.mlx_engine.guiding import Guiding
+from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
+from mlx_serving.actors.generation.mlx_engine.speculation import Checked, Speculator
+from mlx_serving.actors.generation.pacing import PrefillPace
+from mlx_serving.config.schema import Generation
+
+_LEAST_PREFILL_TOKENS = 16
+_OVERLAP_BYTES = {"cpu": 4 << 20, "metal": 16 << 20, "cuda": 256 << 20}
+"""What is copied sooner than the device would stand idle between steps."""
+
+
+class Decoding:
+    """The batch and its steps in flight."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        guiding: Guiding,
+        settings: Generation,
+        clock: Clock,
+        take: Callable[[Row, Reading], None],
+        let_go: Callable[[], None],
+        fail: Callable[[Row, Exception], None],
+    ) -> None:
+        """`take` is given every token that was read; `let_go` lets rows leave the batch that need no further step."""
+        self.batch = batch
+        self.speculator: Speculator | None = None
+        self.checked = Checked()
+        self.pace = PrefillPace(
+            settings.prefill_slowdown, _LEAST_PREFILL_TOKENS, settings.prefill_tokens, settings.inter_token_seconds
+        )
+        self._guiding = guiding
+        self._optimizations = settings.metal_optimizations
+        self._clock = clock
+        self._take = take
+        self._let_go = let_go
+        self._fail = fail
+        self._in_flight: deque[Step] = deque()
+        self._joining: Sequence[Row] = ()
+        self._read_at: float | None = None
+        self._prefilled = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """No step is on its way."""
+        return not self._in_flight
+
+    @property
+    def rows_in_flight(self) -> int:
+        """Of the step that will be read next."""
+        return len(self._in_flight[0].rows) if self._in_flight else 0
+
+    @property
+    def rows_at_stake(self) -> list[Row]:
+        """Those that a failure of the batch concerns."""
+        stepped = [row for step in self._in_flight for row in step.rows]
+        return [row for row in dict.fromkeys([*self.batch.rows, *self._joining, *stepped]) if not row.is_gone]
+
+    def drop(self, held_bytes: int = 0) -> None:
+        """Forget all rows, but not all their memory if some may be held for others."""
+        self._in_flight.clear()
+        self._joining = ()
+        if self.speculator is not None:
+            self.speculator.clear()
+        self._read_at = None
+        self.batch = self.batch.emptied(held_bytes) if held_bytes else self.batch.anew()
+
+    def step(self, joining: Sequence[Row], prefilled: int) -> int:
+        """Let rows join, set the next step going and read an earlier one. Returns the number of tokens read.
+
+        `prefilled` tokens of prompts were set going beside it.
+        """
+        self.checked = Checked()
+        self._prefilled = prefilled
+        self._joining = joining
+        if joining:
+            self.batch.join(joining)
+            self._joining = ()
+        if not self.batch.rows:
+            return self._read(len(self._in_flight))
+        tokens = self._speculate()
+        if tokens is not None:
+            return tokens
+        if any(row.guide is not None for row in self.batch.rows):
+            return self._step_guided()
+        if not self._optimizations.blit_queue:
+            return self._step_serially()
+        step = self.batch.sample(self.batch.forward())
+        if not self._overlaps():
+            return self._read(len(self._in_flight), before=functools.partial(self._go, step))
+        self._go(step)
+        return self._read(len(self._in_flight) + 1 - self._optimizations.command_buffer_ring)
+
+    def _step_serially(self) -> int:
+        """Begin with the next step once the tokens of the last one are handled."""
+        tokens = self._read(len(self._in_flight))
+        self._let_go()
+        if self.batch.rows:
+            self._go(self.batch.sample(self.batch.forward()))
+        return tokens
+
+    def _step_guided(self) -> int:
+        """Make the masks of the next step while its forward pass runs, once the tokens before it are read."""
+        logits = self.batch.forward()
+        start = functools.partial(prompt_caches.start, [logits])
+        overlaps = self._overlaps()
+        if overlaps:
+            start()
+        tokens = self._read(len(self._in_flight), before=None if overlaps else start)
+        rows = self.batch.rows
+        masks = self._guiding.masks(rows)
+        for row in rows:
+            if not row.is_gone and row.guide is not None and row.guide.failure is not None:
+                self._fail(row, row.guide.failure)
+        self._go(self.batch.sample(logits, masks))
+        return tokens
+
+    def _go(self, step: Step) -> None:
+        step.start()
+        self._in_flight.append(step)
+
+    def _speculate(self) -> int | None:
+        """Check proposals, if that is worth while; the number of tokens read, None if it is not.
+
+        What to propose depends on every token before: the steps in flight are read first.
+        """
+        speculator = self.speculator
+        plan = speculator.plan(self.batch.rows, self.pace.budget) if speculator is not None else None
+        if speculator is None or plan is None:
+            return None
+        tokens = self._read(len(self._in_flight))
+        self._let_go()
+        checked = speculator.check(self.batch, plan, self._guiding.draft_masks) if self.batch.rows else None
+        if checked is None:
+            return tokens
+        self.checked = checked
+        self._keep_pace(self.checked.width)
+        for row, said in self.checked.said:
+            for reading in said:
+                self._take(row, reading)
+            tokens += len(said)
+        return tokens
+
+    def _read(self, steps: int, before: Callable[[], None] | None = None) -> int:
+        """Wait for the oldest steps, call `before`, and only then take the tokens in. Returns their number."""
+        readings = []
+        for _ in range(steps):
+            readings += self._in_flight[0].read()
+            self._in_flight.popleft()
+            self._keep_pace()
+        if before is not None:
+            before()
+        for row, reading in readings:
+            self._take(row, reading)
+        return len(readings)
+
+    def _keep_pace(self, width: int = 1) -> None:
+        """A step was read that took `width` tokens in from each row."""
+        now = self._clock()
+        if self._read_at is not None:
+            self.pace.observe(now - self._read_at, self._prefilled)
+            if self.speculator is not None and not self._prefilled:
+                self.speculator.saw_step(len(self.batch.rows), width, now - self._read_at)
+        self._read_at = now if self.batch.rows else None
+
+    def _overlaps(self) -> bool:
+        """Whether a step may be set going while another is in flight."""
+        chosen = self._optimizations
+        if chosen.command_buffer_ring == 1 or self.batch.cache.writes_in_place:
+            return chosen.command_buffer_ring > 1
+        most = chosen.ring_kv_bytes or _OVERLAP_BYTES[loading.back_end()]
+        return self.batch.cache.nbytes <= most

@@ -1,0 +1,47 @@
+"""What one step gives to each sequence, as it is put together."""
+
+from __future__ import annotations
+
+import attrs
+
+from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
+from mlx_serving.actors.messages.admission import SequenceOutput
+from mlx_serving.actors.messages.values import TokenLogprob
+from mlx_serving.actors.models.tokenizer import TextTokenizer
+
+
+class Outputs:
+    """Of one step after the other: at most one output a sequence each, of however many tokens."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._by_sequence: dict[int, SequenceOutput] = {}
+
+    def begin(self) -> None:
+        """A new step."""
+        self._by_sequence = {}
+
+    def put(self, output: SequenceOutput) -> None:
+        """Add it to what the sequence has in this step."""
+        before = self._by_sequence.get(output.sequence_id)
+        if before is not None:
+            output = attrs.evolve(
+                output,
+                text=before.text + output.text,
+                token_ids=before.token_ids + output.token_ids,
+                logprobs=before.logprobs + output.logprobs,
+                reasoning=before.reasoning + output.reasoning,
+                tool_calls=before.tool_calls + output.tool_calls,
+            )
+        self._by_sequence[output.sequence_id] = output
+
+    def all(self) -> tuple[SequenceOutput, ...]:
+        return tuple(self._by_sequence.values())
+
+    def logprob(self, token_id: int, raw: RawLogprob) -> TokenLogprob:
+        """With the words of the tokens."""
+        top = tuple((each, self._word(each), logprob) for each, logprob in raw.top)
+        return TokenLogprob(token_id, self._word(token_id), raw.logprob, top)
+
+    def _word(self, token_id: int) -> str:
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
