@@ -21,8 +21,7 @@ MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [
 @pytest.fixture(scope="module")
 def server(serving_home: Path) -> Iterator[Server]:
     """Its draft model is the model itself."""
-    settings = {"generation__speculation__draft_model": "smollm2-135m"}
-    with Server(serving_home, **settings) as running:
+    with Server(serving_home, generation__speculation__draft_model="smollm2-135m") as running:
         yield running
 
 

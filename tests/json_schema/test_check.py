@@ -160,11 +160,15 @@ def test_ordinary_sizes_are_not() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["type", "items", "allOf", "properties", "$ref", "format", "pattern", "not", "$schema", "a"]),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["type", "items", "allOf", "properties", "$ref", "format", "pattern", "not", "$schema", "a"]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=20,
 )
