@@ -55,6 +55,11 @@ inline V lane_sums(const V (&v)[W]) {
   return load(sums);
 }
 
+// Elements `stride` apart.
+inline V gather(const float* p, int stride) {
+  __m256i lanes = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(stride));
+  return {_mm256_i32gather_ps(p, lanes, 4)};
+}
 inline Words load_words(const uint32_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
 // The first `count` words, then zeros.
 inline Words load_words(const uint32_t* p, int count) {

@@ -60,6 +60,11 @@ inline V lane_sums(const V (&v)[W]) {
   return {_mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd))};
 }
 
+// Elements `stride` apart.
+inline V gather(const float* p, int stride) {
+  __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return {_mm512_i32gather_ps(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride)), p, 4)};
+}
 inline Words load_words(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
 // The first `count` words, then zeros.
 inline Words load_words(const uint32_t* p, int count) {

@@ -52,6 +52,11 @@ inline V lane_sums(const V (&v)[W]) {
   return {vpaddq_f32(vpaddq_f32(v[0].v, v[1].v), vpaddq_f32(v[2].v, v[3].v))};
 }
 
+// Elements `stride` apart.
+inline V gather(const float* p, int stride) {
+  float lanes[W] = {p[0], p[stride], p[2 * stride], p[3 * stride]};
+  return load(lanes);
+}
 inline Words load_words(const uint32_t* p) { return {vld1q_u32(p)}; }
 // The first `count` words, then zeros.
 inline Words load_words(const uint32_t* p, int count) {

@@ -54,6 +54,10 @@ inline V lane_sums(const V (&v)[W]) {
   return load(sums);
 }
 
+// Elements `stride` apart.
+inline V gather(const float* p, int stride) {
+  return {Floats{p[0], p[stride], p[2 * stride], p[3 * stride]}};
+}
 inline Words load_words(const uint32_t* p) { return {Unsigned{p[0], p[1], p[2], p[3]}}; }
 // The first `count` words, then zeros.
 inline Words load_words(const uint32_t* p, int count) {

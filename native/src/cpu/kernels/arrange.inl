@@ -14,8 +14,7 @@ void arrange_lanes(const float* x, long columns, float* arranged) {
   constexpr long block = Vectors * W;
   long whole = columns / block * block;
   for (long start = 0; start < whole; start += block)
-    for (int j = 0; j < Vectors; j++)
-      for (int lane = 0; lane < W; lane++) arranged[start + j * W + lane] = x[start + lane * Vectors + j];
+    for (int j = 0; j < Vectors; j++) store(arranged + start + j * W, gather(x + start + j, Vectors));
   if (whole == columns) return;
   for (int j = 0; j < Vectors; j++)
     for (int lane = 0; lane < W; lane++) {

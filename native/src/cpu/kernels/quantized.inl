@@ -96,6 +96,27 @@ inline void block_step(const RowCursor<S>& rows, long block, int words, long gro
   }
 }
 
+// The sum of each row's chains: many at once where there are many.
+template <int N, int M, int Chains>
+inline void total(const V (&sums)[N][M][Chains], float* totals) {
+  V joined[(N * M + W - 1) / W * W];
+#pragma GCC unroll 16
+  for (int i = 0; i < (N * M + W - 1) / W * W; i++) {
+    joined[i] = i < N * M ? sums[i / M % N][i % M][0] : zero();
+    for (int c = 1; c < Chains && i < N * M; c++) joined[i] = add(joined[i], sums[i / M % N][i % M][c]);
+  }
+  if (2 * N * M < W) {
+    for (int i = 0; i < N * M; i++) totals[i] = sum(joined[i]);
+    return;
+  }
+  for (int i = 0; i < N * M; i += W) {
+    V part[W];
+#pragma GCC unroll 16
+    for (int l = 0; l < W; l++) part[l] = joined[i + l];
+    store(totals + i, lane_sums(part));
+  }
+}
+
 template <int Bits, class S, int M, int N, int Chains>
 void quantized_tile(const QuantizedMatrix& matrix, long first, long last, const float* arranged, long size, long count,
                     float* y, long y_stride) {
@@ -123,12 +144,10 @@ void quantized_tile(const QuantizedMatrix& matrix, long first, long last, const 
     if (rest > 0)
       block_step<Bits, S, M, N, Chains>(rows, blocks, int(rest * Bits / 32), (blocks * groups) >> shift, spread,
                                         int((rest + matrix.group - 1) / matrix.group), ahead, x, sums);
+    float totals[(N * M + W - 1) / W * W];
+    total<N, M, Chains>(sums, totals);
     for (int n = 0; n < (together ? N : 1); n++)
-      for (int m = 0; m < M && m < count; m++) {
-        V total = sums[n][m][0];
-        for (int c = 1; c < Chains; c++) total = add(total, sums[n][m][c]);
-        y[m * y_stride + row + n] = sum(total);
-      }
+      for (int m = 0; m < M && m < count; m++) y[m * y_stride + row + n] = totals[n * M + m];
     row += together ? N : 1;
   }
 }
