@@ -83,6 +83,21 @@ def masks_rows(result: dict[str, Any]) -> list[Row]:
     return [_device(result), Row(what, f"{figure}, {_times(ratio)}", "≤ 1.05 times", ratio["median"] <= 1.05)]
 
 
+def sampler_rows(result: dict[str, Any]) -> list[Row]:
+    """What a draw takes, and its share of a step."""
+    medians = {name: statistics.median(each) for name, each in result["seconds"].items()}
+    what = f"{result['model']}: draw for {result['rows']} rows, mixed, of {result['vocabulary']:,} tokens"
+    rows = [_device(result), Row(f"{what}, by MLX's operations", _part(medians["operations"], medians["step"]))]
+    if "kernel" not in medians:
+        return [*rows, Row(f"{what}, by the kernel", "it does not run here: there is nothing to compare")]
+    share = medians["kernel"] / medians["step"]
+    return [*rows, Row(f"{what}, by the kernel", _part(medians["kernel"], medians["step"]), "≤ 3 %", share <= 0.03)]
+
+
+def _part(seconds: float, step: float) -> str:
+    return f"{seconds * 1e6:,.0f} µs, {seconds / step:.1%} of a step"
+
+
 _SPEEDUPS = {
     ("code", "draft"): 1.3,
     ("random text", "draft"): 1.3,

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from tools.bench.inside_rows import engine_rows, masks_rows, prefill_rows, prefix_rows, speculation_rows
+from tools.bench.inside_rows import engine_rows, masks_rows, prefill_rows, prefix_rows, sampler_rows, speculation_rows
 from tools.bench.report import Row
 
 
@@ -185,5 +185,6 @@ ROWS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "prefix": prefix_rows,
     "speculation": speculation_rows,
     "masks": masks_rows,
+    "sampler": sampler_rows,
 }
 """Rows of each benchmark, in the order of the table."""

@@ -210,3 +210,36 @@ def test_a_model_says_the_same_in_place_while_rows_come_go_and_grow(
         rows.join([taken])
     step(11)
     assert in_place.lengths == copying.lengths
+
+
+@pytest.mark.parametrize("source", ["this is no kernel", attention_kernels._PARTS.replace("* scale[0]", "")])
+def test_a_device_on_which_it_fails_or_is_wrong_goes_the_other_way(
+    shims: Shims, monkeypatch: pytest.MonkeyPatch, language: Language, source: str
+) -> None:
+    shims.use(language, monkeypatch)
+    monkeypatch.setattr(attention_kernels, "_PARTS", source)
+    monkeypatch.setattr(getattr(mx, language), "is_available", lambda: True)
+    assert not rows_for(small_model(), "on").writes_in_place
+
+
+def test_on_metal_what_is_in_flight_ends_before_mlx_reads_or_moves_rows(
+    shims: Shims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shims.use("metal", monkeypatch)
+    model = small_model()
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    rows = rows_for(model, "on")
+    waits: list[str] = []
+    monkeypatch.setattr(mx, "synchronize", lambda: waits.append("waited"))
+    for operation in (
+        lambda: rows.join([filled(model, [1, 2]), filled(model, list(range(507)))]),
+        lambda: rows.view(0),
+        lambda: rows.take(1),
+        lambda: rows.reserve(3),
+        lambda: rows.keep([1]),
+    ):
+        operation()
+        assert waits.pop() == "waited"
+        rows.reserve(1)
+        rows.forward(mx.array([[3]] * len(rows.lengths)))
+        assert not waits

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MEASURES = ("engine", "prefill", "prefix", "masks", "speculation")
+MEASURES = ("engine", "prefill", "prefix", "masks", "sampler", "speculation")
 
 
 def measure(name: str, model: str, quick: bool, draft: str = "") -> dict[str, Any]:
@@ -60,5 +60,6 @@ def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
     from tools.bench.inside.interference import interference
     from tools.bench.inside.masks import masks
     from tools.bench.inside.reuse import reuse
+    from tools.bench.inside.sampler import sampler
 
-    return {"engine": decode, "prefill": interference, "prefix": reuse, "masks": masks}
+    return {"engine": decode, "prefill": interference, "prefix": reuse, "masks": masks, "sampler": sampler}
