@@ -25,7 +25,14 @@ from typing import Any
 
 from mlx_serving.actors.base import Node
 from mlx_serving.actors.children import Child, Order
-from mlx_serving.actors.errors import ActorUnavailable, ErrorInfo, ModelLoadFailed, ServingError, StartupFailed, describe
+from mlx_serving.actors.errors import (
+    ActorUnavailable,
+    ErrorInfo,
+    ModelLoadFailed,
+    ServingError,
+    StartupFailed,
+    describe,
+)
 from mlx_serving.actors.liveness import Pulse, backoff, verdict
 from mlx_serving.actors.members import Member
 from mlx_serving.actors.messages.admission import DrainStarted, ReplicaDown, ReplicaUp, SystemObserved

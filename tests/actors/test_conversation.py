@@ -39,8 +39,7 @@ TURNS = (
     ChatMessage("tool", "rain", tool_call_id="call_1"),
 )
 HERMES = (
-    "{{ tools | tojson }}<tool_call>"
-    "{% for m in messages %}{{ (m.tool_calls or []) | tojson }}{{ m.name }}{% endfor %}"
+    "{{ tools | tojson }}<tool_call>{% for m in messages %}{{ (m.tool_calls or []) | tojson }}{{ m.name }}{% endfor %}"
 )
 TEXTS = (
     "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ '' + c.function.arguments }}{% endfor %}{% endfor %}"

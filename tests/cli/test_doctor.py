@@ -35,7 +35,16 @@ def test_this_machine_runs_mlx_and_the_doctor_says_what_it_is(shell: Shell) -> N
     assert shown.exit_code == 0
     assert rows["MLX"]["state"] == "ok"
     assert "back end" in rows["MLX"]["fact"]
-    assert {"configuration", "BLAS", "native code", "CPU kernels", "memory", "disk", "home folder", "port"} <= rows.keys()
+    assert {
+        "configuration",
+        "BLAS",
+        "native code",
+        "CPU kernels",
+        "memory",
+        "disk",
+        "home folder",
+        "port",
+    } <= rows.keys()
     assert all(row["advice"] for row in rows.values() if row["state"] != "ok")
 
 
