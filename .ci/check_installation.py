@@ -38,12 +38,25 @@ def import_all(checkout: Path) -> int:
     return len(modules)
 
 
+def check_kernels(wheel: Path) -> str:
+    """Where the wheel carries the native kernels they must load and compute."""
+    with zipfile.ZipFile(wheel) as archive:
+        carried = any("/_kernels." in name for name in archive.namelist())
+    kernels = importlib.import_module("mlx_serving.native.kernels")
+    if carried and kernels.choice.choice != "native":
+        sys.exit(f"the wheel's native kernels do not run: {kernels.choice.reason}")
+    mx = importlib.import_module("mlx.core")
+    if kernels.operations.matmul(mx.ones((1, 8)), mx.ones((2, 8))).tolist() != [[8.0, 8.0]]:
+        sys.exit("the kernels computed something else")
+    return f"kernels: {kernels.choice.choice}"
+
+
 def main() -> None:
     checkout, wheel = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
     compare(checkout, wheel)
     count = import_all(checkout)
     native = importlib.import_module("mlx_serving.native")
-    print(f"{wheel.name}: {count} modules import; {native.status()}")
+    print(f"{wheel.name}: {count} modules import; {check_kernels(wheel)}; {native.status()}")
 
 
 if __name__ == "__main__":
