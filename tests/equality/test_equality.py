@@ -9,9 +9,10 @@ import pytest
 from equality.conftest import FOLDERS, QUANTISED_CACHES, SMOLLM2
 from support.subjects import Subject
 from support.tiny_models import CONFIGURATIONS
-from support.ways import WAYS
+from support.ways import MAIN_WAYS, WAYS
 
 _REAL = [SMOLLM2, *FOLDERS]
+_MAIN_WAYS_ONLY = ("llama_4bit", "qwen2_4bit", "falcon_h1", "qwen3_next", *QUANTISED_CACHES, SMOLLM2)
 
 
 def _cases() -> list[Any]:
@@ -19,7 +20,7 @@ def _cases() -> list[Any]:
     return [
         pytest.param(name, way, marks=pytest.mark.model if name in _REAL else (), id=f"{name}-{way}")
         for name in [*CONFIGURATIONS, *QUANTISED_CACHES, *_REAL]
-        for way in WAYS
+        for way in (MAIN_WAYS if name in _MAIN_WAYS_ONLY else WAYS)
         if name not in WAYS[way].without
     ]
 

@@ -148,6 +148,6 @@ def text_prompts(tokenizer: TextTokenizer) -> Iterator[list[int]]:
         "A recipe for bread:",
         "Two plus two is",
     )
-    yield from (tokenizer.encode(sentence) for sentence in sentences[:3])
-    yield from (tokenizer.encode(" ".join(sentences[:count]) * 2) for count in range(2, len(sentences)))
-    yield from (tokenizer.encode(sentence) for sentence in sentences[3:])
+    for count, sentence in enumerate(sentences):
+        yield tokenizer.encode(sentence)
+        yield tokenizer.encode(" ".join(sentences[: count + 2]) * 2)

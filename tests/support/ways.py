@@ -153,7 +153,8 @@ def from_disk(subject: Subject, _: MlxEngine) -> Answers:
             answers = together(subject, engine)
             stats = engine.cache_stats()
     long = [prompt for prompt in subject.prompts if len(prompt) > LEAST_TOKENS]
-    assert stats.disk_hit_tokens == sum(len(prompt) - 1 for prompt in long)
+    # Closing waits for its last writes no longer than it may, so a busy machine may find less.
+    assert 0 < stats.disk_hit_tokens <= sum(len(prompt) - 1 for prompt in long)
     assert stats.dropped == 0
     return answers
 
@@ -232,6 +233,7 @@ WAYS = {
     "together": Way(together),
     "among sampled neighbours": Way(among_neighbours),
     "from one to many to one": Way(from_one_to_many_to_one),
+    "without native kernels": Way(together, {"native_kernels": False}),
     "without compiled functions": Way(without_compiled_functions),
     "host and device in turns": Way(together, {"metal_optimizations": MetalOptimizations(blit_queue=False)}),
     "without a memory pool": Way(
@@ -255,3 +257,14 @@ WAYS = {
     "guided by nothing": Way(guided_by_nothing, {"speculation": Speculation(mode="off")}),
     "prefilled in chunks of 16": Way(together, {"prefill_tokens": 16, "max_prefills": 3}),
 }
+
+MAIN_WAYS = (
+    "alone",
+    "among sampled neighbours",
+    "without native kernels",
+    "from short blocks of the prefix cache",
+    "from disk after a restart",
+    "speculating from the text",
+    "guided by nothing",
+)
+"""For subjects that differ from another one in little, or are slow."""
