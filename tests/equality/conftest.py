@@ -47,7 +47,7 @@ def subjects(
         if name == SMOLLM2 or name in FOLDERS:
             real = name == SMOLLM2
             record = request.getfixturevalue("smollm2") if real else describe_folder(FOLDERS[name], name, "a folder")
-            return subject_of(name, record, text_prompts(TextTokenizer.load(record.path)), 3, 1, 6 if real else 24)
+            return subject_of(name, record, text_prompts(TextTokenizer.load(record.path)), 3, 1, 6 if real else 12)
         architecture, bits = QUANTISED_CACHES.get(name, (name, None))
         record = make_tiny_model(tmp_path_factory.mktemp("models") / architecture, architecture)
         return subject_of(name, attrs.evolve(record, context_length=1024), random_prompts(), 6, 3, 16, bits)

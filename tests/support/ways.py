@@ -19,6 +19,7 @@ from support.tiny_models import make_tiny_model
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.generation.mlx_engine.prefix_cache import LEAST_TOKENS
 from mlx_serving.actors.messages.values import Guidance, Sampling, Stopping, pack_ids
+from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.config.schema import MetalOptimizations, PrefixCache, Speculation
 
 Answers = list[list[int]]
@@ -186,6 +187,13 @@ def drafted_by_another(subject: Subject, _: MlxEngine) -> Answers:
         draft = make_tiny_model(Path(folder) / "draft", "llama_4bit", seed=8)
         with subject.engine(draft=draft, speculation=Speculation(mode="draft", max_tokens=3)) as engine:
             return _drafted(subject, eager(engine))
+
+
+def drafted_by_folder(folder: Path, subject: Subject, _: MlxEngine) -> Answers:
+    """The draft model is another real one of the same vocabulary."""
+    draft = describe_folder(folder, folder.name, "a folder")
+    with subject.engine(draft=draft, speculation=Speculation(mode="draft", max_tokens=5)) as engine:
+        return _drafted(subject, eager(engine))
 
 
 def _drafted(subject: Subject, engine: MlxEngine) -> Answers:
