@@ -7,7 +7,6 @@ not float32, takes mlx-lm's way.
 
 from __future__ import annotations
 
-import functools
 import sys
 from typing import Any
 
@@ -28,9 +27,17 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
-@functools.cache
+_fused_classes: dict[type, type] = {}
+
+
 def fused(theirs: type) -> type:
     """The class of ours for a layer of this class."""
+    if theirs not in _fused_classes:
+        _fused_classes[theirs] = _fused_class(theirs)
+    return _fused_classes[theirs]
+
+
+def _fused_class(theirs: type) -> type:
     home = sys.modules[theirs.__module__]
 
     class FusedBlock(theirs):  # type: ignore[misc]

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from mlx_serving import native
+from mlx_serving.native import kernel_choice
 
 BUILT = importlib.util.find_spec("mlx_serving.native._accelerator") is not None
 REPORT = "from mlx_serving.native import StopMatcher, status; print(status().choice, StopMatcher.__module__)"
@@ -46,3 +47,23 @@ def test_the_status_names_versions_and_reasons() -> None:
     assert status.reason
     assert status.blas_reason
     assert status.running_mlx is not None
+
+
+def test_kernels_run_with_the_mlx_they_were_built_for_and_with_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_choice, "built_for_mlx", lambda: "0.32.4")
+    monkeypatch.delenv("MLX_SERVING_NATIVE", raising=False)
+    assert kernel_choice.plan("0.32.4").choice == "native"
+    other = kernel_choice.plan("0.33.0")
+    assert (other.choice, other.built_for_mlx) == ("pure", "0.32.4")
+    assert "built for mlx 0.32.4, but mlx 0.33.0 is installed" in other.reason
+
+
+def test_kernels_that_were_not_built_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_choice, "built_for_mlx", lambda: None)
+    monkeypatch.delenv("MLX_SERVING_NATIVE", raising=False)
+    assert "reinstall mlx-serving with a C++ compiler" in kernel_choice.plan("0.32.4").reason
+
+
+def test_forcing_pure_switches_the_kernels_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_SERVING_NATIVE", "pure")
+    assert kernel_choice.plan().reason == "forced by MLX_SERVING_NATIVE=pure"
