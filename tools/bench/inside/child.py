@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tools.bench.inside.sizes import InsideSize, size_for
+
 MEASURES = ("engine", "prefill", "prefix", "masks", "sampler", "speculation")
 
 
@@ -36,16 +38,18 @@ def serve(name: str, model: str, quick: bool, draft: str) -> None:
         json.dump(carry_out(name, model, quick, draft), output)
 
 
-def carry_out(name: str, model: str, quick: bool, draft: str = "") -> dict[str, Any]:
-    """Measure in this process; the result says on what."""
+def carry_out(
+    name: str, model: str, quick: bool, draft: str = "", adjust: Callable[[InsideSize], InsideSize] = lambda size: size
+) -> dict[str, Any]:
+    """Measure in this process; the result says on what. `adjust` changes how much."""
     from mlx_serving.native import blas
 
     blas.install()
+    from mlx_serving.actors.generation.mlx_engine import loading
     from tools.bench.inside.device import device
     from tools.bench.inside.models import subject
-    from tools.bench.inside.sizes import FULL, QUICK
 
-    size = QUICK if quick else FULL
+    size = adjust(size_for(quick, loading.is_cpu()))
     about = {"model": model if model.startswith("random:") else Path(model).name, "device": device()}
     if name == "speculation":
         from tools.bench.inside.speculation import speculation

@@ -21,6 +21,8 @@ from tools.bench.inside.sizes import InsideSize
 from tools.bench.inside.stage import GREEDY, Stage, joint_rate, mixed
 
 OURS, THEIRS = "mlx-serving", "mlx_lm"
+_ROWS_WITHOUT_KERNELS = 8
+"""More of them would take minutes without."""
 
 
 @attrs.frozen
@@ -38,13 +40,14 @@ def variants(rows: int) -> dict[str, Variant]:
         "blit_queue off": Variant({"metal_optimizations": MetalOptimizations(blit_queue=False)}),
         "command_buffer_ring 1": Variant({"metal_optimizations": MetalOptimizations(command_buffer_ring=1)}),
         "command_buffer_ring 3": Variant({"metal_optimizations": MetalOptimizations(command_buffer_ring=3)}),
+        "in_place_attention off": Variant({"in_place_attention": "off"}),
         "nothing compiled": Variant({"compile_steps": "off"}, compiles=False),
     }
-    if loading.is_cpu():
-        found["native_kernels off"] = Variant({"native_kernels": False})
-    else:
-        found["in_place_attention off"] = Variant({"in_place_attention": "off"})
+    if not loading.is_cpu():
         found["dequantize off"] = Variant({"dequantize": "off"})
+        found["sampler_kernel off"] = Variant({"sampler_kernel": "off"})
+    elif rows <= _ROWS_WITHOUT_KERNELS:
+        found["native_kernels off"] = Variant({"native_kernels": False})
     if rows > 1:
         found["kv_type 8bit"] = Variant({"kv_type": "8bit"})
     return found
@@ -54,8 +57,9 @@ def decode(subject: Subject, size: InsideSize) -> dict[str, Any]:
     """For one row and each number of rows: rates of everybody in every repetition, and ratios of ours to each."""
     result: dict[str, Any] = {"prompt_tokens": size.prompt_tokens, "tokens": size.tokens}
     result["1"] = _contest(subject, size, [GREEDY])
-    for rows in size.rows:
+    for rows in size.greedy_rows:
         result[f"{rows} greedy"] = _contest(subject, size, [GREEDY] * rows, switches=False)
+    for rows in size.rows:
         result[f"{rows} mixed"] = _contest(subject, size, mixed(rows))
     result["a long row among short ones"] = _long_neighbour(subject, size)
     return result

@@ -14,6 +14,7 @@ class InsideSize:
     repetitions: int
     switch_repetitions: int
     rows: tuple[int, ...]
+    greedy_rows: tuple[int, ...]
     long_prompt_tokens: int
     shared_tokens: int
     turns: int
@@ -22,10 +23,11 @@ class InsideSize:
 
 QUICK = InsideSize(
     prompt_tokens=16,
-    tokens=24,
+    tokens=12,
     repetitions=1,
     switch_repetitions=1,
     rows=(4,),
+    greedy_rows=(),
     long_prompt_tokens=256,
     shared_tokens=256,
     turns=3,
@@ -37,8 +39,20 @@ FULL = InsideSize(
     repetitions=5,
     switch_repetitions=3,
     rows=(8, 32),
+    greedy_rows=(8, 32),
     long_prompt_tokens=4096,
     shared_tokens=2000,
     turns=10,
     masked_steps=100,
 )
+FULL_ON_CPU = attrs.evolve(
+    FULL, prompt_tokens=32, tokens=24, repetitions=3, switch_repetitions=2, greedy_rows=(), masked_steps=40
+)
+"""Where mlx_lm says eight tokens a second."""
+
+
+def size_for(quick: bool, on_cpu: bool) -> InsideSize:
+    """By what is wanted and what there is."""
+    if quick:
+        return QUICK
+    return FULL_ON_CPU if on_cpu else FULL
