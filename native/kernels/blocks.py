@@ -93,11 +93,11 @@ def unfuse(module: Any) -> None:
         object.__delattr__(module, "_fused")
 
 
-def _parts(block: Any) -> tuple[int, ...]:
-    """What a layer is made of: its parts and the arrays of their weights."""
+def _parts(block: Any) -> tuple[Any, ...]:
+    """What a layer is made of: the classes of its parts, which adapters change, and the arrays of their weights."""
     attention, mlp = block["self_attn"], block["mlp"]
     linear = [*(attention[name] for name in _ATTENTION), *(mlp[name] for name in _MLP)]
-    return tuple(id(part.get("weight")) for part in linear)
+    return tuple((type(part), id(part.get("weight"))) for part in linear)
 
 
 def _linear(layer: Any) -> tuple[list[mx.array], mx.array | None, int, int] | None:
