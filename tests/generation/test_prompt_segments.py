@@ -15,10 +15,10 @@ from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.messages.values import Stopping
 from mlx_serving.config.schema import Generation, PrefixCache
 
-FIRST = [*range(1, 121)]
-OTHER = [*FIRST[:45], *range(200, 240)]
+FIRST = [*range(1, 151)]
+OTHER = [*FIRST[:75], *range(200, 240)]
 """It parts from the first prompt five tokens after that one's first message ended."""
-SEGMENTS = (40, 90)
+SEGMENTS = (70, 140)
 NO_DISK = attrs.evolve(Generation(max_rows=4), prefix_cache=PrefixCache(disk_bytes=0))
 
 
@@ -39,7 +39,7 @@ def test_another_prompt_is_taken_up_where_the_common_message_ended(engine: MlxEn
     driver.run()
     end = driver.sequences[other].end
     assert end is not None
-    assert end.cached_tokens == (40 if engine._reuse.needs_segments else 45)
+    assert end.cached_tokens == (70 if engine._reuse.needs_segments else 75)
     assert driver.ids([other]) == [mlx_lm_greedy(engine, OTHER, 8)[0]]
 
 

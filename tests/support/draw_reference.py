@@ -24,6 +24,8 @@ def may_draw(token: int, logits: Floats, sampling: Sampling, uniform: float) -> 
 
 
 def _holds(weights: Floats, token: int, uniform: float) -> bool:
+    if not weights.any():
+        return False
     reached = np.cumsum(weights) / weights.sum()
     before = reached[token - 1] if token else 0.0
     return bool(weights[token] > 0 and before - _SLACK <= uniform <= reached[token] + _SLACK)
