@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ from tools.bench.load import summarise
 from tools.bench.peers import Server
 from tools.bench.spec import COMPLETIONS, Request
 
+_REST_SECONDS = 2.0
 _KINDS: tuple[dict[str, Any], ...] = (
     {},
     {},
@@ -71,6 +73,8 @@ def _mixed(draw: random.Random, index: int) -> Request:
 
 
 def _sample(server: Server, after: int) -> dict[str, Any]:
+    """Once the server has come to rest: requests that were left may still be running."""
+    time.sleep(_REST_SECONDS)
     return {"after": after, "members": [attrs.asdict(each) for each in members(server.process)]}
 
 

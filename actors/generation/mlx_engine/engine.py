@@ -45,7 +45,6 @@ from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
 
 _STEPS_BETWEEN_CLEARINGS = 256
-_IDLE_CACHE_BYTES = 32 << 20
 _NOT_FINITE = "the model's output for this sequence was not finite"
 
 
@@ -130,7 +129,7 @@ class MlxEngine:
         self._steps += 1
         self._reuse.turn()
         if self._steps % _STEPS_BETWEEN_CLEARINGS == 0:
-            mx.clear_cache()
+            loading.return_memory()
         self._rest()
         checked = self._decoding.checked
         return StepReport(
@@ -374,8 +373,7 @@ class MlxEngine:
             self._leave_prefixes()
             self._decoding.drop(self._pool_bytes)
             self._reuse.rest()
-            if mx.get_cache_memory() > _IDLE_CACHE_BYTES:
-                mx.clear_cache()
+            loading.return_memory()
 
     @property
     def _pool_bytes(self) -> int:

@@ -20,11 +20,13 @@ from mlx_serving.actors.memory import machine_bytes
 from mlx_serving.actors.messages.values import Sampling
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
+from mlx_serving.native import heap
 from mlx_serving.native.kernels import operations
 from mlx_serving.native.kernels.modules import install
 
 _DENSE_SHARE = 0.5
 """Of the memory for weights and caches, what weights that were quantised may take dequantised."""
+_KEPT_CACHE_BYTES = 32 << 20
 _HALF = (mx.float16, mx.bfloat16)
 
 
@@ -48,6 +50,14 @@ def prepare_device(settings: Generation) -> None:
         mx.set_wired_limit(settings.wired_limit_bytes)
     if is_cpu() and shutil.which("g++") is None:
         mx.disable_compile()
+
+
+def return_memory() -> None:
+    """Give back what the allocator keeps for reuse, if that is much; on the CPU also what the C library then keeps."""
+    if mx.get_cache_memory() > _KEPT_CACHE_BYTES:
+        mx.clear_cache()
+        if is_cpu():
+            heap.trim()
 
 
 def load_weights(record: ModelRecord) -> Any:
