@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+import structlog
 from mlx_lm.models.cache import KVCache
 
 from mlx_serving.actors.errors import ModelLoadFailed
@@ -27,6 +28,8 @@ from mlx_serving.actors.generation.mlx_engine.slab_pass import (
     InPlacePass,
     in_place_kernel,
 )
+
+_log = structlog.get_logger(actor="engine")
 
 SMALLEST_CAPACITY = 512
 CAPACITY_FACTOR = 4
@@ -332,7 +335,10 @@ def _agrees(rows: SlabRows, expected: mx.array, caches: Caches) -> bool:
     try:
         logits = rows.forward(mx.array([[_PROBE[done]], [_PROBE[done + 1]]], dtype=mx.uint32))[:, 0]
         mx.eval(logits)
-    except Exception:  # an architecture that wants something else of its caches, a kernel that does not compile
+    except (
+        Exception
+    ) as error:  # an architecture that wants something else of its caches, a kernel that does not compile
+        _log.warning("slabs of this kind are not used", reason=f"{type(error).__name__}: {error}")
         return False
     largest = mx.max(mx.abs(expected.astype(mx.float32)))
     difference = mx.max(mx.abs(logits.astype(mx.float32) - expected.astype(mx.float32)))
