@@ -251,6 +251,11 @@ class Generation:
         "Write keys and values in place by a kernel of ours, so that no step in flight makes MLX copy them; `auto`: on "
         "CUDA, and on the CPU where it was built. Metal's has not been run.",
     )
+    composed_attention: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "Attend by plain operations where a pass has several tokens a row, for fused attention prepares anew for every "
+        "number of tokens and columns; `auto`: on CUDA.",
+    )
     dequantize: Literal["auto", "on", "off"] = setting(
         "auto", "Keep quantised weights dequantised in memory; `auto`: on CUDA, where they leave half of it free."
     )

@@ -18,12 +18,12 @@ _handing: set[Callable[..., Any]] = set()
 
 
 class AttendingCache:
-    """A cache that computes attention itself, from the keys and values of this step's tokens alone."""
+    """A cache that computes attention itself, from what its `update_and_fetch` returned."""
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, sinks: mx.array | None
     ) -> mx.array:
-        """[rows, heads, tokens, head size] from queries of that shape and the new keys and values."""
+        """[rows, heads, tokens, head size] from queries of that shape and those keys and values."""
         raise NotImplementedError
 
 

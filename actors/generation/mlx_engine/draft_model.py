@@ -18,7 +18,7 @@ import mlx.nn
 from mlx_serving.actors.clock import Clock
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine import composed_attention, loading
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.row import Row
 from mlx_serving.actors.generation.mlx_engine.rows_cache import Order
@@ -106,6 +106,7 @@ class DraftModel:
 
     def __init__(self, model: Any, vocab_size: int, kv_type: str) -> None:
         self._model = model
+        self._attending = composed_attention.around(model)
         self._vocab_size = vocab_size
         self._cache, self._form = rows_cache_for(model, kv_type)
         self._held: list[_Held] = []
@@ -198,7 +199,7 @@ class DraftModel:
             held.caches = prompt_caches.new_caches(self._model, self._form)
         if count:
             chunk = mx.array(held.pending[:count], dtype=mx.uint32)
-            self._model(chunk[None], cache=held.caches)
+            self._attending(chunk[None], cache=held.caches)
             prompt_caches.start(prompt_caches.states(held.caches))
             held.length += count
         return count

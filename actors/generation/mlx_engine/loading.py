@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_serving.actors.errors import ModelLoadFailed
-from mlx_serving.actors.generation.mlx_engine import draw_kernel
+from mlx_serving.actors.generation.mlx_engine import composed_attention, draw_kernel
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
@@ -46,6 +46,7 @@ def prepare_device(settings: Generation) -> None:
     """Set the allocator's limits; go without fused kernels where nothing can compile them."""
     mx.set_cache_limit(settings.cache_limit_bytes)
     draw_kernel.choose(settings.sampler_kernel)
+    composed_attention.choose(settings.composed_attention)
     if settings.wired_limit_bytes and mx.metal.is_available():
         mx.set_wired_limit(settings.wired_limit_bytes)
     if is_cpu() and shutil.which("g++") is None:

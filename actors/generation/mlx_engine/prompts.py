@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import prefill
+from mlx_serving.actors.generation.mlx_engine import composed_attention, prefill
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.reuse import Reuse
@@ -32,8 +32,9 @@ class Prompts:
         fail: Callable[[Row, Exception], None],
         is_cleared: Callable[[Row], bool],
     ) -> None:
-        """`shares_passes`: several prompts may be padded into one pass. `is_cleared` puts a suspect row to the test."""
-        self._model = model
+        """`shares_passes`: several prompts may be padded into one pass, for all layers keep plain keys and values.
+        `is_cleared` puts a suspect row to the test."""
+        self._model = composed_attention.around(model) if shares_passes else model
         self._adapters = adapters
         self._new_caches = new_caches
         self._reuse = reuse

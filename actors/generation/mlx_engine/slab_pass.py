@@ -9,7 +9,7 @@ import attrs
 import mlx.core as mx
 from mlx_lm.models.base import quantized_scaled_dot_product_attention
 
-from mlx_serving.actors.generation.mlx_engine import attention_kernels
+from mlx_serving.actors.generation.mlx_engine import attention_kernels, composed_attention
 from mlx_serving.actors.generation.mlx_engine.kv_format import Slab
 from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.native import kernels
@@ -55,9 +55,7 @@ class CopyingPass:
         slab.append(form.encoded(keys), form.encoded(values), self._column)
         all_keys, all_values = slab.read(self.rows, self._span)
         if form.bits is None:
-            return mx.fast.scaled_dot_product_attention(
-                queries, all_keys, all_values, scale=scale, mask=self._mask, sinks=sinks
-            )
+            return composed_attention.attention(queries, all_keys, all_values, scale, self._mask, sinks)
         return quantized_scaled_dot_product_attention(
             queries, all_keys, all_values, scale, self._mask, form.group_size, form.bits
         )
