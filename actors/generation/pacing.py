@@ -1,42 +1,154 @@
-"""How many prompt tokens may go between two decode steps, so that running streams hardly notice. Pure."""
+"""How many prompt tokens may go between two decode steps, so that running streams hardly notice. Pure.
+
+A chunk costs something to begin (on a GPU the host sends off as many operations for 16 tokens as for 500) and
+something for each of its tokens. Both are estimated from the steps themselves. The budget is what keeps a step within
+its target; but never less than costs little beside the beginning, for a smaller chunk would hold the streams up as long
+and the prompt far longer. While the target is missed whatever the size, a larger chunk is tried from time to time, ever
+more rarely: sizes that are all alike do not tell beginning and tokens apart.
+"""
 
 from __future__ import annotations
+
+import attrs
 
 _START_TOKENS = 64
 _SMOOTHING = 0.2
 _LARGEST_CUT = 0.5
-_LARGEST_RISE = 1.5
+_LARGEST_RISE = 2.0
 _USED_SHARE = 0.5
 """A step that took less of its budget than this says nothing about the budget."""
+_BESIDE_BEGINNING = 0.25
+"""What the tokens of a chunk may cost in any case, as a part of what it costs to begin one."""
+_MEMORY = 0.9
+"""What each chunk leaves of the weight of those before it."""
+_LEAST_VARIANCE = 0.01
+"""Of chunk sizes, in units of their mean squared: below it they do not tell beginning and tokens apart."""
+_LARGEST_SHARE = 0.98
+_FIRST_TRIAL, _RAREST_TRIAL = 4, 256
+"""Chunks that miss the target before a larger one is tried."""
+_SURPRISE = 2.0
+"""How many times longer or shorter than expected a step is that cannot be true. Changes of the budget are no larger, so
+a mistaken line alone does not lead there."""
+
+
+@attrs.define
+class ChunkCost:
+    """Seconds that a chunk adds to a step: a line through what was seen, older chunks counting less and less."""
+
+    _weight: float = 0.0
+    _tokens: float = 0.0
+    _seconds: float = 0.0
+    _squares: float = 0.0
+    _products: float = 0.0
+    _share: float = 0.0
+    """What the beginning makes of a chunk of mean size."""
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """A chunk of so many tokens made a step so much longer."""
+        new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
+        old = (self._weight, self._tokens, self._seconds, self._squares, self._products)
+        sums = [_MEMORY * before + now for before, now in zip(old, new, strict=True)]
+        self._weight, self._tokens, self._seconds, self._squares, self._products = sums
+        variance = self._squares / self._weight - self._mean_tokens**2
+        if self._seconds > 0 and variance > _LEAST_VARIANCE * self._mean_tokens**2:
+            slope = (self._products / self._weight - self._mean_tokens * self._mean_seconds) / variance
+            share = 1.0 - slope * self._mean_tokens / self._mean_seconds
+            self._share = min(_LARGEST_SHARE, max(0.0, share))
+
+    def of(self, tokens: int) -> float | None:
+        """What such a chunk is expected to add; None if none was seen."""
+        return self.beginning + tokens * self.token if self._weight else None
+
+    @property
+    def beginning(self) -> float:
+        """Of any chunk."""
+        return self._share * self._mean_seconds
+
+    @property
+    def token(self) -> float:
+        """Of each token more."""
+        return (1.0 - self._share) * self._mean_seconds / self._mean_tokens
+
+    @property
+    def _mean_tokens(self) -> float:
+        return self._tokens / self._weight
+
+    @property
+    def _mean_seconds(self) -> float:
+        return self._seconds / self._weight
 
 
 class PrefillPace:
-    """A budget that is raised or cut after every step with prefill, by how long that step took.
-
-    Proportional control of the step's duration, each change bounded; it needs no model of what a token costs.
-    """
+    """A budget that is set after every step with prefill, by how long that step took. Each change is bounded."""
 
     def __init__(self, slowdown: float, least: int, most: int, longest_seconds: float = 0.0) -> None:
         """A step with prefill may take `slowdown` times a step without, and not more than `longest_seconds` if that
-        is not 0, as long as `least` tokens go through."""
+        is not 0, as far as chunks of at least `least` tokens allow."""
         self._slowdown = slowdown
         self._least = least
         self._most = most
         self._longest_seconds = longest_seconds
         self._plain: float | None = None
+        self._cost = ChunkCost()
+        self._is_first = True
+        self._is_in_doubt = False
+        self._missed = 0
+        self._patience = _FIRST_TRIAL
         self.budget = max(least, min(_START_TOKENS, most))
 
     def observe(self, seconds: float, prefilled: int) -> None:
         """A step took so long, with so many prompt tokens in it."""
         if prefilled == 0:
-            change = 0.0 if self._plain is None else seconds - self._plain
-            self._plain = seconds if self._plain is None else self._plain + _SMOOTHING * change
+            before = seconds if self._plain is None else self._plain
+            self._plain = before + _SMOOTHING * (min(seconds, _SURPRISE * before) - before)
             return
         target = self._target()
         if target is None or prefilled < _USED_SHARE * self.budget:
             return
-        factor = min(_LARGEST_RISE, max(_LARGEST_CUT, target / max(seconds, 1e-9)))
-        self.budget = min(self._most, max(self._least, round(prefilled * factor)))
+        if self._is_first:  # it compiles and loads what those after it find
+            self._is_first = False
+            return
+        plain = self._plain or 0.0
+        if not self._is_credible(seconds, prefilled):
+            return
+        self._cost.add(prefilled, max(0.0, seconds - plain))
+        wanted = _LARGEST_RISE * prefilled if self._tries(target - plain) else self._wanted(target - plain)
+        wanted = min(_LARGEST_RISE * prefilled, max(_LARGEST_CUT * prefilled, wanted))
+        self.budget = min(self._most, max(self._least, round(wanted)))
+
+    def _is_credible(self, seconds: float, prefilled: int) -> bool:
+        """Whether such a step is to be counted. What else the machine does makes a step longer, never shorter: a long
+        one has to come twice, after a short one nothing before it holds."""
+        expected = self._cost.of(prefilled)
+        if expected is None:
+            return True
+        expected += self._plain or 0.0
+        if seconds > _SURPRISE * expected and not self._is_in_doubt:
+            self._is_in_doubt = True
+            return False
+        if seconds > _SURPRISE * expected or seconds * _SURPRISE < expected:
+            self._cost = ChunkCost()
+        self._is_in_doubt = False
+        return True
+
+    def _wanted(self, seconds: float) -> float:
+        """Tokens of a chunk that may make a step so much longer."""
+        if not self._cost.token:
+            return self._most
+        fitting = (seconds - self._cost.beginning) / self._cost.token
+        return max(fitting, _BESIDE_BEGINNING * self._cost.beginning / self._cost.token)
+
+    def _tries(self, seconds: float) -> bool:
+        """Whether to take a larger chunk than is wanted, for even the least one makes a step too long."""
+        least = self._cost.of(self._least)
+        if least is None or least <= seconds:
+            self._missed, self._patience = 0, _FIRST_TRIAL
+            return False
+        self._missed += 1
+        if self._missed < self._patience:
+            return False
+        self._missed, self._patience = 0, min(2 * self._patience, _RAREST_TRIAL)
+        return True
 
     def _target(self) -> float | None:
         if self._plain is None:

@@ -2,51 +2,98 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+
+import attrs
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_serving.actors.generation.pacing import PrefillPace
 
 
-def _settle(pace: PrefillPace, plain: float, seconds_per_token: float, steps: int = 60) -> float:
-    """Run steps on a machine of these costs; the duration of the last one."""
-    pace.observe(plain, 0)
-    duration = plain
-    for _ in range(steps):
-        duration = plain + pace.budget * seconds_per_token
-        pace.observe(duration, pace.budget)
-    return duration
+@attrs.frozen
+class Machine:
+    """What steps cost on it: seconds without a chunk, and what a chunk adds to begin and for each token."""
+
+    plain: float
+    token: float
+    beginning: float = 0.0
+
+    def step(self, tokens: int) -> float:
+        return self.plain + (self.beginning + tokens * self.token if tokens else 0.0)
+
+
+def durations(pace: PrefillPace, machine: Machine, steps: int = 60, disturbed: int = -1) -> list[float]:
+    """Of steps with prefill, after plain ones; the one of this number takes a second more."""
+    for _ in range(3):
+        pace.observe(machine.step(0), 0)
+    found = []
+    for number in range(steps):
+        found.append(machine.step(pace.budget) + (number == disturbed))
+        pace.observe(found[-1], pace.budget)
+    return found
 
 
 @given(
     plain=st.floats(0.001, 0.5),
-    seconds_per_token=st.floats(1e-6, 0.01),
+    token=st.floats(1e-6, 0.01),
+    beginning=st.floats(0, 0.1),
     slowdown=st.floats(1.2, 4),
 )
-def test_a_step_with_prefill_takes_no_longer_than_allowed(
-    plain: float, seconds_per_token: float, slowdown: float
+def test_a_step_takes_no_longer_than_allowed_or_than_little_more_than_any_chunk_takes(
+    plain: float, token: float, beginning: float, slowdown: float
 ) -> None:
-    pace = PrefillPace(slowdown, least=16, most=512)
-    duration = _settle(pace, plain, seconds_per_token)
-    least = plain + 16 * seconds_per_token
-    assert duration <= max(1.1 * slowdown * plain, least * 1.01)
+    pace, machine = PrefillPace(slowdown, least=16, most=512), Machine(plain, token, beginning)
+    settled = statistics.median(durations(pace, machine)[20:])
+    assert settled <= 1.1 * max(slowdown * plain, machine.step(16) + 0.25 * beginning)
     assert 16 <= pace.budget <= 512
 
 
 def test_a_fast_machine_gets_the_whole_budget() -> None:
     pace = PrefillPace(2.0, least=16, most=512)
-    _settle(pace, 0.01, 1e-6)
+    durations(pace, Machine(plain=0.01, token=1e-6))
     assert pace.budget == 512
+
+
+@pytest.mark.parametrize("disturbed", [-1, 0, 1, 2, 5, 20])
+def test_where_beginning_is_all_that_a_chunk_costs_chunks_are_large(disturbed: int) -> None:
+    """As on a GPU, where a small chunk holds the streams up as long as a large one. One slow step changes nothing."""
+    pace = PrefillPace(2.0, least=16, most=512)
+    durations(pace, Machine(plain=0.003, token=4e-6, beginning=0.008), 40, disturbed)
+    assert pace.budget > 400
+
+
+@pytest.mark.parametrize("disturbed", [-1, 0, 1, 2, 5, 20])
+def test_where_tokens_are_what_a_chunk_costs_chunks_are_small(disturbed: int) -> None:
+    pace = PrefillPace(2.0, least=16, most=512)
+    found = durations(pace, Machine(plain=0.03, token=1.7e-3, beginning=0.008), 60, disturbed)
+    assert statistics.median(found[30:]) < 0.07
+
+
+def test_a_larger_chunk_is_tried_ever_more_rarely_where_none_fits() -> None:
+    pace = PrefillPace(2.0, least=16, most=512)
+    sizes = []
+    pace.observe(0.001, 0)
+    for _ in range(200):
+        sizes.append(pace.budget)
+        pace.observe(0.001 + pace.budget * 0.01, pace.budget)
+    tries = [number for number, size in enumerate(sizes) if size > 16 and number > 5]
+    assert len(tries) > 2
+    waits = [later - earlier for earlier, later in itertools.pairwise(tries)]
+    assert waits == sorted(waits)
 
 
 def test_an_objective_in_seconds_binds_before_the_ratio() -> None:
     pace = PrefillPace(10.0, least=16, most=512, longest_seconds=0.02)
-    assert _settle(pace, 0.01, 1e-4) <= 0.022
+    assert durations(pace, Machine(plain=0.01, token=1e-4))[-1] <= 0.022
 
 
 def test_a_step_that_hardly_used_its_budget_says_nothing() -> None:
     pace = PrefillPace(2.0, least=16, most=512)
     pace.observe(0.01, 0)
+    pace.observe(0.02, pace.budget)
     before = pace.budget
     pace.observe(1.0, 3)
     assert pace.budget == before

@@ -54,7 +54,8 @@ class Decoding:
         self._take = take
         self._let_go = let_go
         self._fail = fail
-        self._in_flight: deque[Step] = deque()
+        self._in_flight: deque[tuple[Step, int]] = deque()
+        """Steps, and the prompt tokens that were set going before each."""
         self._joining: Sequence[Row] = ()
         self._read_at: float | None = None
         self._prefilled = 0
@@ -67,12 +68,12 @@ class Decoding:
     @property
     def rows_in_flight(self) -> int:
         """Of the step that will be read next."""
-        return len(self._in_flight[0].rows) if self._in_flight else 0
+        return len(self._in_flight[0][0].rows) if self._in_flight else 0
 
     @property
     def rows_at_stake(self) -> list[Row]:
         """Those that a failure of the batch concerns."""
-        stepped = [row for step in self._in_flight for row in step.rows]
+        stepped = [row for step, _ in self._in_flight for row in step.rows]
         return [row for row in dict.fromkeys([*self.batch.rows, *self._joining, *stepped]) if not row.is_gone]
 
     def drop(self, held_bytes: int = 0) -> None:
@@ -136,7 +137,7 @@ class Decoding:
 
     def _go(self, step: Step) -> None:
         step.start()
-        self._in_flight.append(step)
+        self._in_flight.append((step, self._prefilled))
 
     def _speculate(self) -> int | None:
         """Check proposals, if that is worth while; the number of tokens read, None if it is not.
@@ -153,7 +154,7 @@ class Decoding:
         if checked is None:
             return tokens
         self.checked = checked
-        self._keep_pace(self.checked.width)
+        self._keep_pace(self._prefilled, self.checked.width)
         for row, said in self.checked.said:
             for reading in said:
                 self._take(row, reading)
@@ -164,21 +165,26 @@ class Decoding:
         """Wait for the oldest steps, call `before`, and only then take the tokens in. Returns their number."""
         readings = []
         for _ in range(steps):
-            readings += self._in_flight[0].read()
+            step, prefilled = self._in_flight[0]
+            readings += step.read()
             self._in_flight.popleft()
-            self._keep_pace()
+            self._keep_pace(prefilled)
         if before is not None:
             before()
         for row, reading in readings:
             self._take(row, reading)
         return len(readings)
 
-    def _keep_pace(self, width: int = 1) -> None:
-        """A step was read that took `width` tokens in from each row."""
+    def _keep_pace(self, prefilled: int, width: int = 1) -> None:
+        """A step was read that took `width` tokens in from each row, behind so many prompt tokens.
+
+        Since the one before it, the device has computed these and the host has set going what is beside the next step:
+        the time says something where that is as much.
+        """
         now = self._clock()
-        if self._read_at is not None:
-            self.pace.observe(now - self._read_at, self._prefilled)
-            if self.speculator is not None and not self._prefilled:
+        if self._read_at is not None and prefilled == self._prefilled:
+            self.pace.observe(now - self._read_at, prefilled)
+            if self.speculator is not None and not prefilled:
                 self.speculator.saw_step(len(self.batch.rows), width, now - self._read_at)
         self._read_at = now if self.batch.rows else None
 
