@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 from mlx_serving.actors.messages.values import pack_ids
+from mlx_serving.native import chained_digests
 
 BLOCK_TOKENS = 64
 """Tokens a digest step covers; a cached prefix is announced in whole blocks."""
@@ -34,13 +35,7 @@ def block_digests(namespace: bytes, ids: Sequence[int], block: int = BLOCK_TOKEN
 
 def packed_block_digests(namespace: bytes, packed: bytes, block: int = BLOCK_TOKENS) -> list[int]:
     """`block_digests` of ids that are packed already (`pack_ids`)."""
-    width = block * _ID_BYTES
-    chain = blake2b(namespace, digest_size=8).digest()
-    digests = []
-    for start in range(0, len(packed) - width + 1, width):
-        chain = blake2b(packed[start : start + width], digest_size=8, key=chain).digest()
-        digests.append(int.from_bytes(chain, "little"))
-    return digests
+    return chained_digests(blake2b(namespace, digest_size=8).digest(), packed, block * _ID_BYTES)
 
 
 def pack_digests(digests: Iterable[int]) -> bytes:

@@ -118,6 +118,9 @@ class Admission:
     stream_window: int = setting(512, "Tokens a consumer may be behind before its own sequence is paused.", minimum=8)
     request_timeout: float = setting(600.0, "Longest life of a request that names no timeout.", minimum=0.1)
     rendering_threads: int = setting(0, "Threads that template and tokenise; 0 is one per core.", minimum=0)
+    parallel_tokenizer: bool = setting(
+        True, "Tokenise long prompts in pieces over all cores, where that is known to give the same ids."
+    )
     keepalive_seconds: float = setting(1.0, "How often a frontend says that it is there.", minimum=0.05)
     frontend_timeout: float = setting(10.0, "Silence after which a frontend is taken for gone.", minimum=0.2)
     max_attempts: int = setting(3, "How often a sequence without a token is retried on another replica.", minimum=1)

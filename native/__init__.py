@@ -18,7 +18,9 @@ import attrs
 from mlx_serving.native import blas, kernel_choice, pure
 from mlx_serving.native.kernel_choice import Choice
 
-__all__ = ["NativeStatus", "StopMatcher", "status"]
+__all__ = ["ByteDecoder", "NativeStatus", "StopMatcher", "TokenTexts", "chained_digests", "status"]
+
+_TWINS = ("ByteDecoder", "StopMatcher", "TokenTexts", "chained_digests")
 
 
 @attrs.frozen
@@ -50,6 +52,9 @@ def _choose() -> tuple[ModuleType, Choice, str]:
         return pure, "pure", "forced by MLX_SERVING_NATIVE=pure"
     try:
         module = importlib.import_module("mlx_serving.native._accelerator")
+        missing = [name for name in _TWINS if not hasattr(module, name)]
+        if missing:
+            raise ImportError(f"it was built from other sources and has no {missing[0]}")
     except ImportError as error:
         if wanted == "native":
             raise ImportError(f"MLX_SERVING_NATIVE=native, but the native module cannot be used: {error}") from error
@@ -60,9 +65,10 @@ def _choose() -> tuple[ModuleType, Choice, str]:
 _module, _choice, _reason = _choose()
 
 if TYPE_CHECKING:
-    from mlx_serving.native.pure import StopMatcher
+    from mlx_serving.native.pure import ByteDecoder, StopMatcher, TokenTexts, chained_digests
 else:
-    StopMatcher = _module.StopMatcher
+    ByteDecoder, StopMatcher, TokenTexts = _module.ByteDecoder, _module.StopMatcher, _module.TokenTexts
+    chained_digests = _module.chained_digests
 
 
 def status() -> NativeStatus:

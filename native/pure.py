@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
 
 import attrs
 
@@ -117,3 +119,95 @@ class StopMatcher:
         emit, self._held = self._held[: self._start], ""
         self._matched, self._candidate = self._candidate, None
         return emit
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The letter that byte-level vocabularies write for each byte: itself where it is printable, else one from
+    U+0100 on (`bytes_to_unicode` of GPT-2)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {**{chr(byte): byte for byte in printable}, **{chr(256 + i): byte for i, byte in enumerate(others)}}
+
+
+_BYTES = _byte_alphabet()
+
+
+def token_bytes(token: str) -> bytes:
+    """What a token of a byte-level vocabulary stands for. One that is not in its alphabet stands for itself."""
+    try:
+        return bytes([_BYTES[letter] for letter in token])
+    except KeyError:
+        return token.encode()
+
+
+def token_content(token: str) -> str | bytes:
+    """Its text if that is whole characters by itself, else its bytes."""
+    content = token_bytes(token)
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content
+
+
+class TokenTexts:
+    """The contents of the ids of one byte-level vocabulary. Each is read when it is first asked for, and kept."""
+
+    def __init__(self, token_of: Callable[[int], str | None]) -> None:
+        """`token_of` says how the vocabulary writes an id. Ids without a token have no text."""
+        self._token_of = token_of
+        self._contents: dict[int, str | bytes] = {}
+
+    def content(self, token_id: int) -> str | bytes:
+        """What `token_content` says of it."""
+        content = self._contents.get(token_id)
+        if content is None:
+            content = self._contents[token_id] = token_content(self._token_of(token_id) or "")
+        return content
+
+
+class ByteDecoder:
+    """The ids of one answer to its text, never splitting a character: a UTF-8 decoder that goes on where it was.
+
+    All pieces together are the text of all bytes together, where each longest beginning of a character that comes to
+    nothing is one U+FFFD. A piece has all characters that are complete.
+    """
+
+    def __init__(self, texts: TokenTexts, hidden: frozenset[int]) -> None:
+        """`hidden`: ids without text."""
+        self._texts = texts
+        self._hidden = hidden
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_inside = False
+        """The bytes so far end within a character."""
+
+    def add(self, token_id: int) -> str:
+        """The text that has become certain with this id, possibly none."""
+        if token_id in self._hidden:
+            return ""
+        content = self._texts.content(token_id)
+        if isinstance(content, str):
+            if not self._is_inside:
+                return content
+            content = content.encode()
+        text = self._utf8.decode(content)
+        self._is_inside = self._utf8.getstate()[0] != b""
+        return text
+
+    def flush(self) -> str:
+        """The rest, when no id will follow."""
+        self._is_inside = False
+        return self._utf8.decode(b"", final=True)
+
+
+def chained_digests(seed: bytes, packed: bytes, width: int) -> list[int]:
+    """A 64-bit digest for each whole block of `width` bytes: BLAKE2b (RFC 7693), salted with the digest before.
+
+    The first block's salt is `seed`, of 8 bytes; ValueError for any other length, and for a `width` below 1.
+    """
+    if len(seed) != 8 or width < 1:
+        raise ValueError("the seed must have 8 bytes, and a block at least one")
+    digests, chain = [], seed
+    for start in range(0, len(packed) - width + 1, width):
+        chain = blake2b(packed[start : start + width], digest_size=8, salt=chain).digest()
+        digests.append(int.from_bytes(chain, "little"))
+    return digests

@@ -320,9 +320,9 @@ class Models:
             self._serves(served)
             return
         served.reason = "its tokenizer is loading"
-        folder = Path(message.model.path)
+        folder, parallel = Path(message.model.path), self._node.settings.admission.parallel_tokenizer
         self._pool.submit(
-            lambda: TextTokenizer.load(folder),
+            lambda: TextTokenizer.load(folder, parallel),
             lambda found, error: self._tokenizer_loaded(served, found, error),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlx_serving.actors.errors import ContextOverflow, InvalidParameter
 from mlx_serving.actors.generation.answer import Answer
-from mlx_serving.actors.generation.text import IncrementalDecoder
+from mlx_serving.actors.generation.text import text_decoder
 from mlx_serving.actors.messages.batching import SequenceQueued
 from mlx_serving.actors.messages.values import unpack_ids
 from mlx_serving.actors.models.record import ModelRecord
@@ -45,5 +45,5 @@ def answer_of(sequence: SequenceQueued, limit: int, eos_ids: frozenset[int], tok
     """Its answer, still empty. Special tokens show no text, but for those that its format is told by."""
     form = sequence.format
     shown = frozenset() if form is None else frozenset(map(tokenizer.backend.token_to_id, markers_of(form)))
-    decoder = IncrementalDecoder(tokenizer.backend, tokenizer.special_ids - shown)
+    decoder = text_decoder(tokenizer, tokenizer.special_ids - shown)
     return Answer(sequence.stopping, limit, eos_ids, decoder, form)

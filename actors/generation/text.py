@@ -1,8 +1,9 @@
 """Token ids to text, a token at a time, never splitting a character.
 
-A window of the latest ids is decoded on each addition and what it shows beyond the text already given is new.
-Bytes that do not yet make a character decode to U+FFFD; they are held back until it is complete. The window
-stays short, so the cost of a token does not grow with the text.
+In byte-level vocabularies an id stands for the same bytes everywhere: a table and a UTF-8 decoder are enough, and are
+exact (`native.ByteDecoder`). Elsewhere a window of the latest ids is decoded on each addition, and what it shows beyond
+the text already given is new. Bytes that do not yet make a character decode to U+FFFD; they are held back until it is
+complete. The window stays short, so the cost of a token does not grow with the text.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import tokenizers
+
+from mlx_serving.actors.models.tokenizer import TextTokenizer
+from mlx_serving.native import ByteDecoder
 
 REPLACEMENT = "\ufffd"
 _LONGEST_INCOMPLETE = 3
@@ -31,8 +35,15 @@ class TextDecoder(Protocol):
         ...
 
 
+def text_decoder(tokenizer: TextTokenizer, hidden_ids: frozenset[int]) -> TextDecoder:
+    """The decoder for one answer. `hidden_ids` show no text."""
+    if tokenizer.texts is not None:
+        return ByteDecoder(tokenizer.texts, hidden_ids)
+    return IncrementalDecoder(tokenizer.backend, hidden_ids)
+
+
 class IncrementalDecoder:
-    """All pieces of one answer together are `tokenizer.decode(ids, skip_special_tokens=True)`.
+    """For any tokenizer. All pieces of one answer together are `tokenizer.decode(ids, skip_special_tokens=True)`.
 
     That holds for bytes that are valid UTF-8 and, in byte-level tokenizers, for invalid ones too.
     """

@@ -6,18 +6,26 @@ end-of-text ids from tokenizer_config.json, chat_template.jinja, generation_conf
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import attrs
 import tokenizers
+from tokenizers import decoders
 
 from mlx_serving.actors.errors import ModelLoadFailed, TokenizerFailed
 from mlx_serving.actors.models.chat_template import ChatTemplate
+from mlx_serving.actors.models.seams import Seams, find_seams
+from mlx_serving.native import TokenTexts
+from mlx_serving.native.cores import usable_cores
 
 JSON = Any
+_PIECES_PER_CORE = 4
+"""Pieces of one text: enough that the cores finish together."""
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -31,9 +39,15 @@ class TextTokenizer:
     """bos_token, eos_token and the like, as far as the model names them."""
     eos_token_ids: frozenset[int]
     special_ids: frozenset[int]
+    seams: Seams | None
+    """Where long texts may be cut; None to tokenise each whole."""
+    parallel: bool
+    """Texts of a batch, and pieces of a long one, are tokenised over all cores."""
+    texts: TokenTexts | None
+    """What each id stands for where that does not depend on its neighbours: in byte-level vocabularies."""
 
     @classmethod
-    def load(cls, folder: Path) -> TextTokenizer:
+    def load(cls, folder: Path, parallel: bool = True) -> TextTokenizer:
         """ModelLoadFailed names the file that is missing or broken."""
         backend = _backend(folder / "tokenizer.json")
         settings = _json(folder / "tokenizer_config.json")
@@ -45,6 +59,9 @@ class TextTokenizer:
             special_tokens=named,
             eos_token_ids=_eos_token_ids(folder, backend, named),
             special_ids=frozenset(id for id, token in added.items() if token.special),
+            seams=find_seams(backend) if parallel else None,
+            parallel=parallel,
+            texts=TokenTexts(backend.id_to_token) if isinstance(backend.decoder, decoders.ByteLevel) else None,
         )
 
     @property
@@ -61,28 +78,43 @@ class TextTokenizer:
         return bool(self.chat.sources)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Pass `add_special_tokens=False` for a rendered chat: its template has written them already."""
-        try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except (TypeError, ValueError) as error:
-            raise TokenizerFailed(f"this text cannot be tokenised: {error}", field="prompt") from error
+        """Pass `add_special_tokens=False` for a rendered chat: its template has written them already.
 
-    def encode_with_offsets(self, text: str, ends: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
-        """The ids of a rendered chat, and how many of them lie wholly before each of `ends` (characters), ascending."""
-        try:
-            encoding = self.backend.encode(text, add_special_tokens=False)
-        except (TypeError, ValueError) as error:
-            raise TokenizerFailed(f"this text cannot be tokenised: {error}", field="prompt") from error
-        offsets = {encoding.char_to_token(end) for end in ends}
-        return encoding.ids, tuple(sorted(offset for offset in offsets if offset))
+        A long text is cut where that is known to change nothing, and its pieces are tokenised over all cores.
+        """
+        return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """Many texts over all cores; the same ids as `encode` one by one."""
+        if self.seams is None:
+            return [row.ids for row in self._rows(texts, add_special_tokens)]
+        pieces = [self.seams.cut(text, _pieces()) for text in texts]
+        rows = iter(self._rows([piece for each in pieces for piece in each], False))
+        before, after = (self.seams.before, self.seams.after) if add_special_tokens else ((), ())
+        return [[*before, *itertools.chain.from_iterable(next(rows).ids for _ in each), *after] for each in pieces]
+
+    def encode_with_offsets(self, text: str, ends: Sequence[int]) -> tuple[list[int], tuple[int, ...]]:
+        """The ids of a rendered chat, and how many of them lie wholly before each of `ends` (characters), ascending."""
+        pieces = [text] if self.seams is None else self.seams.cut(text, _pieces())
+        ids: list[int] = []
+        offsets: set[int] = set()
+        start = 0
+        for piece, row in zip(pieces, self._rows(pieces, False, with_offsets=True), strict=True):
+            tokens = [row.char_to_token(end - start) for end in ends if start <= end < start + len(piece)]
+            offsets.update(len(ids) + token for token in tokens if token is not None)
+            ids += row.ids
+            start += len(piece)
+        return ids, tuple(sorted(offset for offset in offsets if offset))
+
+    def _rows(
+        self, texts: Sequence[str], add_special_tokens: bool, with_offsets: bool = False
+    ) -> list[tokenizers.Encoding]:
+        encode = self.backend.encode_batch if with_offsets else self.backend.encode_batch_fast
+        groups = [list(texts)] if self.parallel else [[text] for text in texts]
         try:
-            rows = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            return [row for group in groups for row in encode(group, add_special_tokens=add_special_tokens)]
         except (TypeError, ValueError) as error:
             raise TokenizerFailed(f"this text cannot be tokenised: {error}", field="prompt") from error
-        return [row.ids for row in rows]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Ids that are no token decode to nothing; negative or huge ones are TokenizerFailed."""
@@ -90,6 +122,13 @@ class TextTokenizer:
             return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         except (OverflowError, TypeError) as error:
             raise TokenizerFailed(f"token ids must be from 0 to {self.vocab_size - 1}", field="tokens") from error
+
+    def text_of(self, token_id: int) -> str:
+        """What one id decodes to by itself; special tokens show themselves."""
+        if self.texts is None:
+            return self.decode([token_id], skip_special_tokens=False)
+        content = self.texts.content(token_id)
+        return content if isinstance(content, str) else content.decode(errors="replace")
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
         """Each token as the vocabulary writes it (`Ġthe`, `▁the`, `<|im_end|>`); empty for an unknown id."""
@@ -105,6 +144,12 @@ class TextTokenizer:
     ) -> str:
         """The prompt text of a conversation; `variables` reach the template (for example enable_thinking)."""
         return self.chat.render(messages, tools=tools, add_generation_prompt=add_generation_prompt, variables=variables)
+
+
+@cache
+def _pieces() -> int:
+    cores = usable_cores()
+    return 1 if cores == 1 else cores * _PIECES_PER_CORE
 
 
 def _backend(path: Path) -> tokenizers.Tokenizer:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.byte_level import FOLDERS
 from support.tiny_models import EOS, byte_tokenizer
 from tokenizers import decoders, models
 
-from mlx_serving.actors.generation.text import REPLACEMENT, IncrementalDecoder
+from mlx_serving.actors.generation.text import REPLACEMENT, IncrementalDecoder, text_decoder
+from mlx_serving.actors.models.tokenizer import TextTokenizer
+from mlx_serving.native import ByteDecoder
 
 BYTES = byte_tokenizer()
 
@@ -76,3 +82,32 @@ def test_endless_broken_bytes_do_not_pile_up() -> None:
     shown = "".join(decoder.add(0x80) for _ in range(1000)) + decoder.flush()
     assert shown == REPLACEMENT * 1000
     assert len(decoder._window) <= 64
+
+
+@pytest.fixture(scope="module", params=["smollm2", *FOLDERS])
+def real(request: pytest.FixtureRequest) -> TextTokenizer:
+    return TextTokenizer.load(FOLDERS.get(request.param) or request.getfixturevalue("smollm2").path)
+
+
+@pytest.mark.model
+@given(st.lists(st.one_of(st.integers(0, 60_000), st.text(max_size=9)), max_size=40), st.booleans())
+@settings(deadline=None)
+def test_answers_of_real_vocabularies_come_out_as_decoded_at_once(
+    real: TextTokenizer, parts: list[int | str], shows_special: bool
+) -> None:
+    ids = [each for part in parts for each in ([part] if isinstance(part, int) else real.encode(part, False))]
+    decoder = text_decoder(real, frozenset() if shows_special else real.special_ids)
+    assert isinstance(decoder, ByteDecoder)
+    pieces = [*map(decoder.add, ids), decoder.flush()]
+    assert "".join(pieces) == real.decode(ids, skip_special_tokens=not shows_special)
+    for token_id in ids:
+        assert real.text_of(token_id) == real.decode([token_id], skip_special_tokens=False)
+
+
+def test_other_vocabularies_are_decoded_in_windows(tmp_path: Path) -> None:
+    PIECES.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = TextTokenizer.load(tmp_path)
+    decoder = text_decoder(tokenizer, tokenizer.special_ids)
+    assert isinstance(decoder, IncrementalDecoder)
+    assert "".join([*map(decoder.add, [1, 260, 261]), decoder.flush()]) == tokenizer.decode([1, 260, 261])
+    assert tokenizer.text_of(261) == tokenizer.decode([261])

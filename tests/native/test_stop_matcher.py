@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-
-@pytest.fixture(scope="module", params=["pure", "_accelerator"])
-def twin(request: pytest.FixtureRequest) -> ModuleType:
-    try:
-        return importlib.import_module(f"mlx_serving.native.{request.param}")
-    except ModuleNotFoundError:
-        pytest.skip("the native module is not built here")
 
 
 def first_match(text: str, patterns: Sequence[str]) -> tuple[str, str | None]:

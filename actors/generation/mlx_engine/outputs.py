@@ -40,8 +40,6 @@ class Outputs:
 
     def logprob(self, token_id: int, raw: RawLogprob) -> TokenLogprob:
         """With the words of the tokens."""
-        top = tuple((each, self._word(each), logprob) for each, logprob in raw.top)
-        return TokenLogprob(token_id, self._word(token_id), raw.logprob, top)
-
-    def _word(self, token_id: int) -> str:
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+        text_of = self._tokenizer.text_of
+        top = tuple((each, text_of(each), logprob) for each, logprob in raw.top)
+        return TokenLogprob(token_id, text_of(token_id), raw.logprob, top)
