@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from mlx_serving.actors.clock import Clock
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine import guiding, loading
 from mlx_serving.actors.generation.mlx_engine.batch import Batch, Step
 from mlx_serving.actors.generation.mlx_engine.guiding import Guiding
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
@@ -120,20 +120,26 @@ class Decoding:
         return tokens
 
     def _step_guided(self) -> int:
-        """Make the masks of the next step while its forward pass runs, once the tokens before it are read."""
+        """Make the masks of the next step while its forward pass runs, once the tokens before it are read, and before
+        these are handled."""
         logits = self.batch.forward()
         start = functools.partial(prompt_caches.start, [logits])
         overlaps = self._overlaps()
         if overlaps:
             start()
-        tokens = self._read(len(self._in_flight), before=None if overlaps else start)
+        readings = self._await(len(self._in_flight))
+        if not overlaps:
+            start()
+        readings = [(row, guiding.followed(row, reading)) for row, reading in readings]
         rows = self.batch.rows
-        masks = self._guiding.masks(rows)
+        try:
+            self._go(self.batch.sample(logits, self._guiding.masks(rows)))
+        finally:
+            self._take_all(readings)  # whose guides have them already
         for row in rows:
             if not row.is_gone and row.guide is not None and row.guide.failure is not None:
                 self._fail(row, row.guide.failure)
-        self._go(self.batch.sample(logits, masks))
-        return tokens
+        return len(readings)
 
     def _go(self, step: Step) -> None:
         step.start()
@@ -163,17 +169,25 @@ class Decoding:
 
     def _read(self, steps: int, before: Callable[[], None] | None = None) -> int:
         """Wait for the oldest steps, call `before`, and only then take the tokens in. Returns their number."""
+        readings = self._await(steps)
+        if before is not None:
+            before()
+        self._take_all(readings)
+        return len(readings)
+
+    def _await(self, steps: int) -> list[tuple[Row, Reading]]:
+        """Wait for the oldest steps."""
         readings = []
         for _ in range(steps):
             step, prefilled = self._in_flight[0]
             readings += step.read()
             self._in_flight.popleft()
             self._keep_pace(prefilled)
-        if before is not None:
-            before()
+        return readings
+
+    def _take_all(self, readings: Sequence[tuple[Row, Reading]]) -> None:
         for row, reading in readings:
             self._take(row, reading)
-        return len(readings)
 
     def _keep_pace(self, prefilled: int, width: int = 1) -> None:
         """A step was read that took `width` tokens in from each row, behind so many prompt tokens.

@@ -328,12 +328,11 @@ class MlxEngine:
         if row.timeline.first_token_at is None:
             row.timeline.first_token_at = now
         row.ids.append(reading.token_id)
-        try:
-            is_complete = guiding.advance(row, reading.token_id)
-        except ServingError as error:
-            self._fail(row, error)
+        followed = reading.followed or guiding.follow(row, reading.token_id)
+        if followed.error is not None:
+            self._fail(row, followed.error)
             return
-        piece = row.answer.add(reading.token_id, is_complete)
+        piece = row.answer.add(reading.token_id, followed.is_complete)
         logprobs = (self._outputs.logprob(reading.token_id, reading.logprob),) if reading.logprob is not None else ()
         end = None
         if piece.reason is not None:

@@ -1,7 +1,7 @@
 """Holding rows to what they were asked for: their guides, from the request to the masks of each step.
 
-A guide begins with the answer, after the reasoning if there is any. It takes in every token when the host does, so the
-masks of a step are made once the tokens before it are known, while the forward pass runs.
+A guide begins with the answer, after the reasoning if there is any. It takes in every token as soon as that is read, so
+the masks of a step are made once the tokens before it are known, while the forward pass runs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent import futures
 from contextlib import suppress
 
+import attrs
 import mlx.core as mx
 
 from mlx_serving.actors.errors import ServingError
@@ -18,7 +19,7 @@ from mlx_serving.actors.generation.guidance.compiler import GuideCompiler
 from mlx_serving.actors.generation.guidance.guide import Guide
 from mlx_serving.actors.generation.guidance.masks import fill_draft_masks, fill_masks, new_masks
 from mlx_serving.actors.generation.guidance.matchers import Matchers
-from mlx_serving.actors.generation.mlx_engine.row import Row
+from mlx_serving.actors.generation.mlx_engine.row import Followed, Reading, Row
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Guidance
 
@@ -35,6 +36,7 @@ class Guiding:
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._awaited: list[Row] = []
+        self._masks = new_masks(0, self._matchers.width)
 
     def load(self) -> None:
         """Read the vocabulary, on any thread: later it would hold every row up."""
@@ -80,9 +82,10 @@ class Guiding:
         guides = [active_guide(row) for row in rows]
         if not any(guide is not None and guide.restricts for guide in guides):
             return None
-        masks = new_masks(len(rows), self._matchers.width)
-        fill_masks(guides, masks)
-        return mx.array(masks)
+        if len(self._masks) != len(rows):
+            self._masks = new_masks(len(rows), self._matchers.width)
+        fill_masks(guides, self._masks)
+        return mx.array(self._masks)  # a copy: the next step fills the same memory
 
     def draft_masks(self, rows: Sequence[Row], drafts: Sequence[Sequence[int]], width: int) -> mx.array | None:
         """What each row may say next and after each token of its draft, [rows, width, words]."""
@@ -100,16 +103,26 @@ class Guiding:
 
 def active_guide(row: Row) -> Guide | None:
     """The row's guide, if it has one and goes on."""
-    return None if row.guide is None or row.is_gone else row.guide
+    return None if row.guide is None or row.is_gone or row.guide.is_complete else row.guide
 
 
-def advance(row: Row, token_id: int) -> bool:
-    """Let the row's guide take in a token of the answer. Returns whether it was the last that may come.
-
-    Raises the ServingError that says why it cannot.
-    """
+def follow(row: Row, token_id: int) -> Followed:
+    """Let the row's guide take in a token of the answer, if it has one that goes on."""
     guide = active_guide(row)
     if guide is None:
-        return False
-    guide.advance(token_id)
-    return guide.is_complete
+        return Followed()
+    try:
+        guide.advance(token_id)
+    except ServingError as error:
+        return Followed(error=error)
+    return Followed(guide.is_complete)
+
+
+def followed(row: Row, reading: Reading) -> Reading:
+    """The same reading, which the row's guide has taken in: before it is handled, for what may come next hangs on it.
+
+    Rows out of the batch follow when they return.
+    """
+    if row.guide is None or row.is_parked or reading.token_id < 0:
+        return reading
+    return attrs.evolve(reading, followed=follow(row, reading.token_id))

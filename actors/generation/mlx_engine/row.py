@@ -6,6 +6,7 @@ from concurrent.futures import Future
 
 import attrs
 
+from mlx_serving.actors.errors import ServingError
 from mlx_serving.actors.generation.answer import Answer, Timeline
 from mlx_serving.actors.generation.guidance.guide import Guide
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
@@ -17,11 +18,21 @@ from mlx_serving.actors.messages.batching import SequenceQueued
 
 
 @attrs.frozen
+class Followed:
+    """What became of a row's guide with a token. `error`: why it cannot take it."""
+
+    is_complete: bool = False
+    error: ServingError | None = None
+
+
+@attrs.frozen
 class Reading:
     """A drawn token as the host reads it. `token_id` -1: the row's logits were not finite."""
 
     token_id: int
     logprob: RawLogprob | None = None
+    followed: Followed | None = None
+    """None: the row's guide, if it has one, has not taken the token in yet."""
 
 
 @attrs.define(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import pytest
@@ -173,3 +173,54 @@ def test_pausing_a_guided_row_changes_nothing(engine: MlxEngine) -> None:
     engine.resume(parts)
     driver.run()
     assert driver.sequences[parts].ids == driver.sequences[whole].ids
+
+
+@pytest.fixture(scope="module")
+def plain_engine(record: ModelRecord) -> Iterator[MlxEngine]:
+    engine = loaded(record, Generation(max_rows=8, speculation=Speculation(mode="off")))
+    yield engine
+    engine.close()
+
+
+def test_the_next_step_is_set_going_before_tokens_are_handled(
+    plain_engine: MlxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(plain_engine)
+    row = driver.submit(PROMPTS[0], Sampling(seed=3), STOP, guidance=SCHEMA)
+    driver.run_until(row, 3)
+    happened: list[str] = []
+
+    def noted(name: str) -> None:
+        inner = getattr(plain_engine._decoding, name)
+
+        def noting(*arguments: Any) -> None:
+            happened.append(name)
+            inner(*arguments)
+
+        monkeypatch.setattr(plain_engine._decoding, name, noting)
+
+    noted("_go")
+    noted("_take")
+    driver.step()
+    driver.run()
+    assert happened[:4] == ["_go", "_take"] * 2
+
+
+def test_a_step_that_fails_loses_no_token_that_was_read(
+    plain_engine: MlxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guides have taken it in, so the row must have it too when it is computed again."""
+    driver = Driver(plain_engine)
+    whole = [driver.submit(prompt, Sampling(seed=9), STOP, guidance=SCHEMA) for prompt in PROMPTS[:2]]
+    driver.run()
+    again = [driver.submit(prompt, Sampling(seed=9), STOP, guidance=SCHEMA) for prompt in PROMPTS[:2]]
+    driver.run_until(again[0], 5)
+    decoding, go = plain_engine._decoding, plain_engine._decoding._go
+
+    def fail_once(step: object) -> None:
+        monkeypatch.setattr(decoding, "_go", go)
+        raise RuntimeError("the device is out of sorts")
+
+    monkeypatch.setattr(decoding, "_go", fail_once)
+    driver.run()
+    assert driver.ids(again) == driver.ids(whole)
