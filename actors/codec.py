@@ -3,7 +3,8 @@
 A frame is the array `[version, tag, sender, correlation, deadline, trace_id, body]`. The tag is a message's class name
 and is looked up in MESSAGES, the closed list of what may arrive. A body is a map of fields (cattrs, no coercion, no
 extra keys), except for the two messages that carry tokens: they are positional arrays, packed and checked by hand,
-because one of them crosses the bus at every step. Whatever is wrong with a frame becomes one ProtocolError.
+because one of them crosses the bus at every step; most of their rows hold a text and its ids and no more, and take the
+short way. Whatever is wrong with a frame becomes one ProtocolError.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mlx_serving.actors.messages.admission import SequenceOutput, TokensGenerate
 from mlx_serving.actors.messages.envelope import PROTOCOL_VERSION, Envelope
 from mlx_serving.actors.messages.frontend import Delta, TokensDelivered
 from mlx_serving.actors.messages.values import SequenceEnd, TokenLogprob, ToolCallPart
+from mlx_serving.native import unpack_rows
 
 
 def _defined_in(module: ModuleType) -> dict[str, type]:
@@ -100,6 +102,8 @@ def _pack_end(value: SequenceEnd | None) -> tuple[Any, ...] | None:
 
 
 def _pack_output(output: SequenceOutput) -> tuple[Any, ...]:
+    if output.end is None and output.error is None and not (output.logprobs or output.tool_calls):
+        return (output.sequence_id, output.text, output.token_ids, (), None, None, output.reasoning, ())
     error = None if output.error is None else attrs.astuple(output.error)
     logprobs = [_pack_logprob(each) for each in output.logprobs]
     calls = [_pack_call(each) for each in output.tool_calls]
@@ -108,6 +112,8 @@ def _pack_output(output: SequenceOutput) -> tuple[Any, ...]:
 
 
 def _pack_delta(delta: Delta) -> tuple[Any, ...]:
+    if delta.end is None and not (delta.logprobs or delta.tool_calls):
+        return (delta.request_id, delta.index, delta.text, delta.token_ids, (), None, delta.reasoning, ())
     logprobs = [_pack_logprob(each) for each in delta.logprobs]
     calls = [_pack_call(each) for each in delta.tool_calls]
     end = _pack_end(delta.end)
@@ -118,6 +124,11 @@ def _check(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def _check_all(values: tuple[Any, ...], kinds: tuple[type, ...]) -> None:
+    for value, kind in zip(values, kinds, strict=True):
+        _check(value, kind)
 
 
 def _unpack_ids(value: Any) -> tuple[int, ...]:
@@ -153,28 +164,36 @@ def _by_fields(value: Any, kind: type) -> Any:
 
 def _unpack_output(value: Any) -> SequenceOutput:
     sequence_id, text, ids, logprobs, end, error, reasoning, calls = value
+    if not (type(sequence_id) is int and type(text) is type(reasoning) is str):
+        _check_all((sequence_id, text, reasoning), (int, str, str))
+    if end is error is None and logprobs == calls == []:
+        return SequenceOutput(sequence_id, text, _unpack_ids(ids), (), None, None, reasoning, ())
     return SequenceOutput(
-        _check(sequence_id, int),
-        _check(text, str),
+        sequence_id,
+        text,
         _unpack_ids(ids),
         tuple([_unpack_logprob(each) for each in logprobs]),
         _by_fields(end, SequenceEnd),
         _by_fields(error, ErrorInfo),
-        _check(reasoning, str),
+        reasoning,
         tuple([_unpack_call(each) for each in calls]),
     )
 
 
 def _unpack_delta(value: Any) -> Delta:
     request_id, index, text, ids, logprobs, end, reasoning, calls = value
+    if not (type(request_id) is type(index) is int and type(text) is type(reasoning) is str):
+        _check_all((request_id, index, text, reasoning), (int, int, str, str))
+    if end is None and logprobs == calls == []:
+        return Delta(request_id, index, text, _unpack_ids(ids), (), None, reasoning, ())
     return Delta(
-        _check(request_id, int),
-        _check(index, int),
-        _check(text, str),
+        request_id,
+        index,
+        text,
         _unpack_ids(ids),
         tuple([_unpack_logprob(each) for each in logprobs]),
         _by_fields(end, SequenceEnd),
-        _check(reasoning, str),
+        reasoning,
         tuple([_unpack_call(each) for each in calls]),
     )
 
@@ -190,9 +209,9 @@ def _pack_body(message: Any) -> Any:
 def _unpack_body(tag: str, body: Any) -> Any:
     if tag == "TokensGenerated":
         replica, outputs = body
-        return TokensGenerated(_check(replica, str), tuple([_unpack_output(output) for output in outputs]))
+        return TokensGenerated(_check(replica, str), unpack_rows(SequenceOutput, "istennse", outputs, _unpack_output))
     if tag == "TokensDelivered":
-        return TokensDelivered(tuple([_unpack_delta(delta) for delta in body]))
+        return TokensDelivered(unpack_rows(Delta, "iistense", body, _unpack_delta))
     kind = MESSAGES.get(tag)
     if kind is None:
         raise ProtocolError(f"unknown message {tag[:60]!r}")

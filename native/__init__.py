@@ -18,9 +18,9 @@ import attrs
 from mlx_serving.native import blas, kernel_choice, pure
 from mlx_serving.native.kernel_choice import Choice
 
-__all__ = ["ByteDecoder", "NativeStatus", "StopMatcher", "TokenTexts", "chained_digests", "status"]
+__all__ = ["ByteDecoder", "NativeStatus", "StopMatcher", "TokenTexts", "chained_digests", "status", "unpack_rows"]
 
-_TWINS = ("ByteDecoder", "StopMatcher", "TokenTexts", "chained_digests")
+_TWINS = ("ByteDecoder", "StopMatcher", "TokenTexts", "chained_digests", "unpack_rows")
 
 
 @attrs.frozen
@@ -65,10 +65,10 @@ def _choose() -> tuple[ModuleType, Choice, str]:
 _module, _choice, _reason = _choose()
 
 if TYPE_CHECKING:
-    from mlx_serving.native.pure import ByteDecoder, StopMatcher, TokenTexts, chained_digests
+    from mlx_serving.native.pure import ByteDecoder, StopMatcher, TokenTexts, chained_digests, unpack_rows
 else:
     ByteDecoder, StopMatcher, TokenTexts = _module.ByteDecoder, _module.StopMatcher, _module.TokenTexts
-    chained_digests = _module.chained_digests
+    chained_digests, unpack_rows = _module.chained_digests, _module.unpack_rows
 
 
 def status() -> NativeStatus:

@@ -312,3 +312,50 @@ def chained_digests(bytes seed not None, bytes packed not None, Py_ssize_t width
         return [digests[i] for i in range(count)]
     finally:
         free(digests)
+
+
+def unpack_rows(kind, str form not None, list rows not None, unpack):
+    """The messages of one class from positional rows.
+
+    `form` has a letter for each field: i an integer, s a text, t token ids, e an empty array, n nil. A row that is just
+    so becomes a message, with tuples for its arrays; any other one is `unpack`'s, which says what is wrong with it or
+    knows what else it may hold. TypeError if `rows` is no list, ValueError for another letter.
+    """
+    if not set(form) <= set("isten"):
+        raise ValueError(f"the form {form!r} has a letter other than i, s, t, e and n")
+    cdef list messages = []
+    cdef tuple fields
+    for row in rows:
+        fields = _plain_fields(form, row) if type(row) is list else None
+        messages.append(unpack(row) if fields is None else kind(*fields))
+    return tuple(messages)
+
+
+cdef tuple _plain_fields(str form, list row):
+    """None for a row of another form."""
+    cdef Py_ssize_t i, width = len(form)
+    cdef list fields
+    cdef Py_UCS4 letter
+    if len(row) != width:
+        return None
+    fields = []
+    for i in range(width):
+        letter, value = form[i], row[i]
+        if letter == "i":
+            if type(value) is not int:
+                return None
+        elif letter == "s":
+            if type(value) is not str:
+                return None
+        elif letter == "n":
+            if value is not None:
+                return None
+        else:
+            if type(value) is not list or (letter == "e" and <list>value):
+                return None
+            for each in <list>value:
+                if type(each) is not int:
+                    return None
+            value = tuple(<list>value)
+        fields.append(value)
+    return tuple(fields)

@@ -6,8 +6,11 @@ import codecs
 from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from typing import Any, TypeVar
 
 import attrs
+
+T = TypeVar("T")
 
 
 @attrs.define
@@ -211,3 +214,17 @@ def chained_digests(seed: bytes, packed: bytes, width: int) -> list[int]:
         chain = blake2b(packed[start : start + width], digest_size=8, salt=chain).digest()
         digests.append(int.from_bytes(chain, "little"))
     return digests
+
+
+def unpack_rows(kind: Callable[..., T], form: str, rows: list[Any], unpack: Callable[[Any], T]) -> tuple[T, ...]:
+    """The messages of one class from positional rows.
+
+    `form` has a letter for each field: i an integer, s a text, t token ids, e an empty array, n nil. A row that is just
+    so becomes a message, with tuples for its arrays; any other one is `unpack`'s, which says what is wrong with it or
+    knows what else it may hold. TypeError if `rows` is no list, ValueError for another letter.
+    """
+    if type(rows) is not list:
+        raise TypeError(f"rows must be a list, not {type(rows).__name__}")
+    if not set(form) <= set("isten"):
+        raise ValueError(f"the form {form!r} has a letter other than i, s, t, e and n")
+    return tuple([unpack(row) for row in rows])  # in Python that is the shorter way for plain ones too

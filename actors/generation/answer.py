@@ -7,6 +7,7 @@ import attrs
 from mlx_serving.actors.generation.channels import Channels
 from mlx_serving.actors.generation.text import TextDecoder
 from mlx_serving.actors.messages.admission import SequenceOutput
+from mlx_serving.actors.messages.hot import hot
 from mlx_serving.actors.messages.values import (
     AnswerFormat,
     FinishReason,
@@ -17,7 +18,7 @@ from mlx_serving.actors.messages.values import (
 )
 
 
-@attrs.frozen
+@hot
 class Piece:
     """What one token adds. `token_ids` is empty for a token that ended the answer and is no part of it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from mlx_serving.actors.errors import ErrorInfo
+from mlx_serving.actors.messages.hot import hot
 from mlx_serving.actors.messages.values import (
     CacheStats,
     CacheTier,
@@ -204,7 +205,7 @@ class ShutdownRequested:
 # --- from generation (hot: one frame per step) ----------------------------------------------------------------------
 
 
-@attrs.frozen
+@hot
 class SequenceOutput:
     """What one step gave one sequence: new text (may be empty), its token ids, and how it ended, if it did.
 
@@ -222,7 +223,7 @@ class SequenceOutput:
     tool_calls: tuple[ToolCallPart, ...] = ()
 
 
-@attrs.frozen
+@hot
 class TokensGenerated:
     """The outputs of all of a replica's streams for one step, in one frame."""
 

@@ -6,6 +6,7 @@ import attrs
 
 from mlx_serving.actors.errors import ErrorInfo
 from mlx_serving.actors.messages.admission import ActorState, QueueObserved
+from mlx_serving.actors.messages.hot import hot
 from mlx_serving.actors.messages.values import (
     AdapterInfo,
     CacheStats,
@@ -35,7 +36,7 @@ class RequestAccepted:
     prompt_tokens: int
 
 
-@attrs.frozen
+@hot
 class Delta:
     """New text and tokens of one choice, reasoning and tool calls apart from the text; `end` on its last one."""
 
@@ -49,7 +50,7 @@ class Delta:
     tool_calls: tuple[ToolCallPart, ...] = ()
 
 
-@attrs.frozen
+@hot
 class TokensDelivered:
     """One step's deltas of all streams of one frontend, in one frame (hot)."""
 
