@@ -39,11 +39,11 @@ class TextTokenizer:
     """bos_token, eos_token and the like, as far as the model names them."""
     eos_token_ids: frozenset[int]
     special_ids: frozenset[int]
-    seams: Seams | None
+    seams: Seams | None = None
     """Where long texts may be cut; None to tokenise each whole."""
-    parallel: bool
+    parallel: bool = True
     """Texts of a batch, and pieces of a long one, are tokenised over all cores."""
-    texts: TokenTexts | None
+    texts: TokenTexts | None = None
     """What each id stands for where that does not depend on its neighbours: in byte-level vocabularies."""
 
     @classmethod

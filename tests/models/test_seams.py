@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 
 from mlx_serving.actors.errors import TokenizerFailed
 from mlx_serving.actors.models import seams, tokenizer
+from mlx_serving.actors.models.chat_template import ChatTemplate
 from mlx_serving.actors.models.seams import Seams, find_seams
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 
@@ -97,18 +98,8 @@ class _Everywhere(Seams):
 
 
 def text_tokenizer(backend: tokenizers.Tokenizer, found: Seams | None) -> TextTokenizer:
-    from mlx_serving.actors.models.chat_template import ChatTemplate
-
-    return TextTokenizer(
-        backend=backend,
-        chat=ChatTemplate({}, {}),
-        special_tokens={},
-        eos_token_ids=frozenset(),
-        special_ids=frozenset(),
-        seams=found,
-        parallel=found is not None,
-        texts=None,
-    )
+    nobody: frozenset[int] = frozenset()
+    return TextTokenizer(backend, ChatTemplate({}, {}), {}, nobody, nobody, found, parallel=found is not None)
 
 
 def test_pieces_are_about_as_long_as_each_other_and_none_too_short() -> None:
