@@ -2,7 +2,9 @@
 """The compiled twin of `pure`: same names, same behaviour."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyObject_CallObject
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -323,22 +325,30 @@ def unpack_rows(kind, str form not None, list rows not None, unpack):
     """
     if not set(form) <= set("isten"):
         raise ValueError(f"the form {form!r} has a letter other than i, s, t, e and n")
-    cdef list messages = []
-    cdef tuple fields
-    for row in rows:
+    cdef Py_ssize_t i, count = len(rows)
+    cdef tuple fields, messages = PyTuple_New(count)
+    for i in range(count):
+        row = rows[i]
         fields = _plain_fields(form, row) if type(row) is list else None
-        messages.append(unpack(row) if fields is None else kind(*fields))
-    return tuple(messages)
+        message = unpack(row) if fields is None else PyObject_CallObject(kind, fields)
+        _put(messages, i, message)
+    return messages
+
+
+cdef inline void _put(tuple new, Py_ssize_t i, object value):
+    """Fill a place of a tuple that nobody else has seen."""
+    Py_INCREF(value)
+    PyTuple_SET_ITEM(new, i, value)
 
 
 cdef tuple _plain_fields(str form, list row):
     """None for a row of another form."""
     cdef Py_ssize_t i, width = len(form)
-    cdef list fields
     cdef Py_UCS4 letter
+    cdef tuple fields
     if len(row) != width:
         return None
-    fields = []
+    fields = PyTuple_New(width)
     for i in range(width):
         letter, value = form[i], row[i]
         if letter == "i":
@@ -357,5 +367,5 @@ cdef tuple _plain_fields(str form, list row):
                 if type(each) is not int:
                     return None
             value = tuple(<list>value)
-        fields.append(value)
-    return tuple(fields)
+        _put(fields, i, value)
+    return fields
