@@ -290,6 +290,9 @@ class Generation:
     guidance: Guidance = setting(Guidance, "Structured output.")
     native_kernels: bool = setting(True, "On the CPU compute with our own kernels in place of MLX's, where built.")
     blas: bool = setting(True, "On Linux put OpenBLAS ahead of the reference BLAS of MLX's wheel.")
+    object_pooling: bool = setting(
+        True, "Fill the objects that tell of a step's tokens anew at the next step, in place of new ones."
+    )
     scripted_step_seconds: float = setting(0.0, "Time one step of the scripted engine takes.", minimum=0)
 
 

@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from mlx_serving.actors.base import Actor, Node
 from mlx_serving.actors.errors import ServingError, describe
 from mlx_serving.actors.generation.account import StepAccount
@@ -149,7 +151,7 @@ class GenerationActor(Actor):
         """One frame with what is new and what could not be sent before; False while admission does not keep up."""
         outputs = self._unsent + outputs
         sent = self.node.tell("admission", TokensGenerated(self.name, outputs))
-        self._unsent = () if sent else outputs
+        self._unsent = () if sent else tuple(attrs.evolve(each) for each in outputs)  # the engine fills its own anew
         if sent:
             self._release(tuple(each.sequence_id for each in outputs if each.end is not None or each.error is not None))
         return sent

@@ -137,11 +137,5 @@ def output_of(
 ) -> SequenceOutput:
     """What a piece says to admission."""
     return SequenceOutput(
-        sequence_id,
-        piece.text,
-        piece.token_ids,
-        logprobs,
-        end=end,
-        reasoning=piece.reasoning,
-        tool_calls=piece.tool_calls,
+        sequence_id, piece.text, piece.token_ids, logprobs, end, None, piece.reasoning, piece.tool_calls
     )

@@ -31,7 +31,8 @@ class EngineLimits:
 
 @attrs.frozen
 class StepReport:
-    """One step. `outputs` has at most one entry a sequence; the counters feed telemetry (bytes, tokens).
+    """One step. `outputs` has at most one entry a sequence, and they hold until the next step: copy what is to be kept
+    (`generation.object_pooling`). The counters feed telemetry (bytes, tokens).
 
     `drafted` tokens were proposed by speculation; `accepted` of them in each row that had any. `prefixes` is what
     `cache_stats` says after it.

@@ -15,9 +15,10 @@ import attrs
 
 from mlx_serving.actors.clock import Clock, monotonic
 from mlx_serving.actors.errors import describe
-from mlx_serving.actors.generation.answer import Answer, Timeline, output_of
+from mlx_serving.actors.generation.answer import Answer, Timeline
 from mlx_serving.actors.generation.capacity import kv_budget
 from mlx_serving.actors.generation.engine import EngineLimits, HeldPrefixes, StepReport
+from mlx_serving.actors.generation.pooling import OutputPool
 from mlx_serving.actors.generation.request import answer_limit, is_prefill_only, prompt_of
 from mlx_serving.actors.memory import machine_bytes
 from mlx_serving.actors.messages.admission import SequenceOutput
@@ -71,6 +72,7 @@ class ScriptedEngine:
         self._clock = clock
         self._wait = wait
         self._eos_ids = frozenset(record.eos_token_ids)
+        self._pool = OutputPool(settings.object_pooling)
         self._rows: dict[int, _Row] = {}
         self._prefilling: dict[int, _Row] = {}
         self._decoding: dict[int, _Row] = {}
@@ -94,6 +96,7 @@ class ScriptedEngine:
     def step(self) -> StepReport:
         if self._settings.scripted_step_seconds and self.pending:
             self._wait(self._settings.scripted_step_seconds)
+        self._pool.begin()
         ready = list(self._decoding.values())[: self._settings.max_rows]
         now = self._clock()
         outputs = tuple(self._say(row, now) for row in ready)
@@ -172,10 +175,10 @@ class ScriptedEngine:
         piece = row.answer.add(token_id)
         logprobs = self._logprobs(row, token_id) if row.sequence.sampling.logprobs and piece.token_ids else ()
         if piece.reason is None:
-            return output_of(sequence_id, piece, logprobs)
+            return self._pool.output(sequence_id, piece, logprobs)
         self.cancel(sequence_id)
         end = row.timeline.end(piece, row.answer, row.prompt_tokens, 0, now)
-        return output_of(sequence_id, piece, logprobs, end)
+        return self._pool.output(sequence_id, piece, logprobs, end)
 
     def _token(self, row: _Row, position: int) -> int:
         if self._script is not None:

@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 from support.engine_driver import Driver
+from support.scripted import RECORD, scripted
 
 from mlx_serving.actors.errors import ContextOverflow, InvalidParameter
-from mlx_serving.actors.generation.scripted import Script, ScriptedEngine
+from mlx_serving.actors.generation.scripted import ScriptedEngine
 from mlx_serving.actors.messages.batching import SequenceQueued
 from mlx_serving.actors.messages.values import CacheStats, Sampling, Stopping
-from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
-
-RECORD = ModelRecord(
-    name="tiny",
-    path=Path("/nowhere"),
-    source="test",
-    architecture="llama",
-    parameter_count=1,
-    dtype="float32",
-    quantization=None,
-    context_length=4096,
-    vocab_size=1000,
-    bytes=1,
-    num_layers=1,
-    kv_bytes_per_token=1,
-    eos_token_ids=(2,),
-    is_vision=False,
-    has_chat_template=False,
-    fingerprint="",
-)
-
-
-def scripted(settings: Generation | None = None, script: Script | None = None) -> Driver:
-    engine = ScriptedEngine(RECORD, settings or Generation(), script)
-    engine.load()
-    return Driver(engine)
 
 
 def test_what_it_says_is_a_function_of_prompt_seed_and_choice() -> None:

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import attrs
 
+from mlx_serving.actors.generation.answer import Piece
 from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
+from mlx_serving.actors.generation.pooling import OutputPool
 from mlx_serving.actors.messages.admission import SequenceOutput
-from mlx_serving.actors.messages.values import TokenLogprob
+from mlx_serving.actors.messages.values import SequenceEnd, TokenLogprob
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 
 
 class Outputs:
     """Of one step after the other: at most one output a sequence each, of however many tokens."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer, object_pooling: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._pool = OutputPool(object_pooling)
         self._by_sequence: dict[int, SequenceOutput] = {}
 
     def begin(self) -> None:
         """A new step."""
-        self._by_sequence = {}
+        self._pool.begin()
+        self._by_sequence.clear()
+
+    def say(
+        self, sequence_id: int, piece: Piece, logprobs: tuple[TokenLogprob, ...] = (), end: SequenceEnd | None = None
+    ) -> None:
+        """Add what a token adds to the sequence's answer."""
+        self.put(self._pool.output(sequence_id, piece, logprobs, end))
 
     def put(self, output: SequenceOutput) -> None:
         """Add it to what the sequence has in this step."""
