@@ -152,7 +152,7 @@ def test_a_running_row_gets_a_token_between_any_two_chunks_of_prefill(
 ) -> None:
     driver = Driver(loaded(tiny_llama, Generation(prefill_tokens=16)))
     running = driver.submit(PROMPTS[0], stopping=Stopping(max_tokens=40, ignore_eos=True))
-    driver.run_until(running, 1)
+    driver.run_until(running, 2)
     long, short = driver.submit(PROMPTS[2] * 20), driver.submit(PROMPTS[1])
     reports = driver.run()
     filling = [report for report in reports if report.prefill_tokens]

@@ -152,11 +152,8 @@ class Batch:
     def sample(self, logits: mx.array, masks: mx.array | None = None) -> Step:
         """The graph of every row's next token, which the following forward pass takes in."""
         tokens = self._prepared_sampler()(logits, masks)
-        logprobs = logprobs_of(logits, tokens, self._asked, self._parameters) if self._asked else None
-        # The maximum is finite unless some logit is NaN or +inf, or all are -inf.
-        is_finite = mx.isfinite(mx.max(logits, axis=-1))
         self._inputs = tokens
-        return Step(tuple(self.rows), mx.where(is_finite, tokens.astype(mx.int32), -1), logprobs)
+        return _step(self.rows, logits, tokens, self._asked, self._parameters)
 
     def _prepared_sampler(self) -> Sampler:
         if self._sampler is None:
@@ -172,6 +169,23 @@ class Batch:
         if order != list(range(len(self.rows))):
             self._inputs = self._inputs[mx.array(order, dtype=mx.int32)]
             self.rows = [self.rows[index] for index in order]
+
+
+def first_step(row: Row, logits: mx.array, masks: mx.array | None) -> Step:
+    """The graph of a row's first token before it is in any batch, from the logits [1, vocabulary] after its prompt."""
+    sampler, parameters = Sampler([row.sampling]), [row.sequence.sampling]
+    tokens = sampler(logits, masks)
+    sampler.release()
+    return _step([row], logits, tokens, wanted_logprobs(parameters), parameters)
+
+
+def _step(
+    rows: Sequence[Row], logits: mx.array, tokens: mx.array, asked: tuple[int, ...], parameters: Sequence[Sampling]
+) -> Step:
+    logprobs = logprobs_of(logits, tokens, asked, parameters) if asked else None
+    # The maximum is finite unless some logit is NaN or +inf, or all are -inf.
+    is_finite = mx.isfinite(mx.max(logits, axis=-1))
+    return Step(tuple(rows), mx.where(is_finite, tokens.astype(mx.int32), -1), logprobs)
 
 
 def _owned(row: Row) -> Caches:

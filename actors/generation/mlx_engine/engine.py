@@ -2,7 +2,8 @@
 
 A step does, in this order: let rows go that ended, were cancelled or paused; set one chunk of prefill
 going; let rows join that are prefilled; set one decode step of the whole batch going; read the tokens of
-an earlier decode step.
+an earlier decode step. Where nothing decodes, a row's first token is drawn from the chunk that ends its prompt, and
+that is all that the step does.
 
 When a batch fails, its rows are computed again from their tokens, and each has to decode one token alone
 before it may join the others: the row at fault fails there by itself.
@@ -19,13 +20,13 @@ import mlx.core as mx
 
 from mlx_serving.actors.clock import Clock, monotonic
 from mlx_serving.actors.errors import GenerationFailed, ServingError, describe
-from mlx_serving.actors.generation.answer import Timeline, output_of
+from mlx_serving.actors.generation.answer import Timeline
 from mlx_serving.actors.generation.capacity import kv_budget
 from mlx_serving.actors.generation.engine import EngineLimits, HeldPrefixes, StepReport
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine import guiding, loading
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters, FindAdapter, no_adapter
-from mlx_serving.actors.generation.mlx_engine.batch import Batch
+from mlx_serving.actors.generation.mlx_engine.batch import Batch, first_step
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.decoding import Decoding
 from mlx_serving.actors.generation.mlx_engine.draft_model import DraftModel, load_draft
@@ -72,7 +73,8 @@ class MlxEngine:
         self._steps = 0
         self._rows: dict[int, Row] = {}
         self._returning: list[Row] = []
-        self._outputs = Outputs(tokenizer)
+        self._said_first = False
+        self._outputs = Outputs(tokenizer, settings.object_pooling)
         self._draft: DraftModel | None = None
 
     def load(self) -> tuple[ModelInfo, EngineLimits]:
@@ -120,12 +122,13 @@ class MlxEngine:
 
     def step(self) -> StepReport:
         self._outputs.begin()
+        self._said_first = False
         self._take_guides()
         self._take_back()
         self._let_go()
         prefilled = self._prefill()
         self._end_prefill_only()
-        stepped, tokens = self._decoding.rows_in_flight, self._decode(prefilled)
+        stepped, tokens = (1, 1) if self._said_first else (self._decoding.rows_in_flight, self._decode(prefilled))
         self._steps += 1
         self._reuse.turn()
         if self._steps % _STEPS_BETWEEN_CLEARINGS == 0:
@@ -227,7 +230,14 @@ class MlxEngine:
         self._limits = EngineLimits(self._slots, budget - kept, weights, memory)
         self._reuse = reuse_for(self._record, self._settings, self._new_caches, kept)
         self._prompts = Prompts(
-            self._model, self._adapters, self._new_caches, self._reuse, slabs, self._fail, self._is_cleared
+            self._model,
+            self._adapters,
+            self._new_caches,
+            self._reuse,
+            slabs,
+            self._fail,
+            self._is_cleared,
+            self._say_first,
         )
 
     def _new_caches(self) -> Caches:
@@ -283,9 +293,12 @@ class MlxEngine:
         if not self._prompts:
             return 0
         decoding = len(self._decoding.batch.rows)
-        most = self._settings.max_prefills if decoding else self._slots
-        self._prompts.admit(most, self._slots - decoding, is_busy=decoding > 0)
-        return self._prompts.advance(self._decoding.pace.budget if decoding else IDLE_TOKENS, not decoding)
+        is_busy = decoding > 0 or self._prompts.may_join
+        most = self._settings.max_prefills if is_busy else self._slots
+        self._prompts.admit(most, self._slots - decoding, is_busy)
+        if is_busy:
+            return self._prompts.advance(self._decoding.pace.budget, is_alone=False)
+        return self._prompts.advance(IDLE_TOKENS, is_alone=True, is_idle=self._decoding.is_idle)
 
     def _end_prefill_only(self) -> None:
         """Rows of which nothing but the prompt was wanted have ended."""
@@ -309,6 +322,12 @@ class MlxEngine:
         except Exception as error:
             self._recover(error)
             return 0
+
+    def _say_first(self, row: Row, logits: mx.array) -> None:
+        """Draw a row's first token, and wait for it: it is to be on its way before the next step is built."""
+        ((_, reading),) = first_step(row, logits, self._guiding.masks([row])).read()
+        self._deliver(row, reading)
+        self._said_first = True
 
     def _take(self, row: Row, reading: Reading) -> None:
         if row.is_gone:
@@ -343,7 +362,7 @@ class MlxEngine:
             self._forget(row)
         sequence_id = row.sequence.sequence_id
         shown = logprobs if piece.token_ids else ()
-        self._outputs.put(output_of(sequence_id, piece, shown, end))
+        self._outputs.say(sequence_id, piece, shown, end)
 
     def _fail(self, row: Row, error: Exception) -> None:
         if not isinstance(error, ServingError):

@@ -38,11 +38,23 @@ def fill(model: Callable[..., Any], row: Row, count: int, new_caches: Callable[[
     if row.caches is None:
         row.caches = new_caches()
     if count:
-        _sized(row.caches, row.unfilled)
-        chunk = mx.array(row.ids[row.filled : row.filled + count], dtype=mx.uint32)
-        model(chunk[None], cache=row.caches)
+        _pass(model, row, row.caches, count)
         prompt_caches.start(prompt_caches.states(row.caches))
-        row.filled += count
+
+
+def fill_all(model: Callable[..., Any], row: Row, new_caches: Callable[[], Caches]) -> mx.array:
+    """The graph of all ids of a row that are left, the last one too: the logits [1, vocabulary] after it."""
+    if row.caches is None:
+        row.caches = new_caches()
+    return _pass(model, row, row.caches, row.unfilled + 1)[:, -1]
+
+
+def _pass(model: Callable[..., Any], row: Row, caches: Caches, count: int) -> mx.array:
+    _sized(caches, max(count, row.unfilled))
+    chunk = mx.array(row.ids[row.filled : row.filled + count], dtype=mx.uint32)
+    logits: mx.array = model(chunk[None], cache=caches)
+    row.filled += count
+    return logits
 
 
 def fill_together(model: Callable[..., Any], rows: Sequence[Row], new_caches: Callable[[], Caches]) -> None:

@@ -9,14 +9,17 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import composed_attention, prefill
+from mlx_serving.actors.generation.mlx_engine import composed_attention, loading, prefill
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.reuse import Reuse
 from mlx_serving.actors.generation.mlx_engine.row import Row
+from mlx_serving.actors.generation.request import is_prefill_only
 
 IDLE_TOKENS = 2048
 """The budget while nothing decodes."""
+_FIRST_TOKENS = {"cpu": 16, "metal": 64, "cuda": 64}
+"""Ids left of a prompt up to which logits after all of them take less than a pass of its own for the last one."""
 
 
 class Prompts:
@@ -31,9 +34,11 @@ class Prompts:
         shares_passes: bool,
         fail: Callable[[Row, Exception], None],
         is_cleared: Callable[[Row], bool],
+        say_first: Callable[[Row, mx.array], None],
     ) -> None:
         """`shares_passes`: several prompts may be padded into one pass, for all layers keep plain keys and values.
-        `is_cleared` puts a suspect row to the test."""
+        `is_cleared` puts a suspect row to the test. `say_first` draws a row's first token from the logits after its
+        prompt, and waits for it."""
         self._model = composed_attention.around(model) if shares_passes else model
         self._adapters = adapters
         self._new_caches = new_caches
@@ -41,6 +46,7 @@ class Prompts:
         self._shares_passes = shares_passes
         self._fail = fail
         self._is_cleared = is_cleared
+        self._say_first = say_first
         self.waiting: deque[Row] = deque()
         self.filling: list[Row] = []
         self.ready: list[Row] = []
@@ -69,9 +75,12 @@ class Prompts:
                 self._begin(row)
                 active, room = active + 1, room - 1
 
-    def advance(self, budget: int, is_alone: bool) -> int:
-        """Set a chunk of prefill going; `is_alone`: nothing decodes. Returns its tokens."""
+    def advance(self, budget: int, is_alone: bool, is_idle: bool = False) -> int:
+        """Set a chunk of prefill going; `is_alone`: nothing decodes, `is_idle`: nor is anything still to be read.
+        Returns its tokens."""
         active = [row for row in self.filling if not row.is_paused]
+        if is_idle and len(active) == 1 and self._may_say_first(active[0]):
+            return self._fill_all(active[0])
         if is_alone:
             # Nothing else bounds how far the host runs ahead.
             mx.eval([prompt_caches.states(row.caches) for row in active if row.caches is not None])
@@ -83,9 +92,14 @@ class Prompts:
             self._fill(row, count)
         return sum(counts)
 
+    @property
+    def may_join(self) -> bool:
+        """Whether some row could join the batch now."""
+        return any(map(_may_join, self.ready))
+
     def take_ready(self, room: int) -> list[Row]:
         """Rows that join the batch now."""
-        joining = [row for row in self.ready if not row.is_paused and row.awaited_guide is None][: max(0, room)]
+        joining = list(filter(_may_join, self.ready))[: max(0, room)]
         if joining:
             self.ready = [row for row in self.ready if row not in joining]
         return joining
@@ -107,6 +121,27 @@ class Prompts:
             return
         if not row.unfilled:
             self._done(row)
+
+    def _may_say_first(self, row: Row) -> bool:
+        """Whether its first token may come from the pass that ends its prompt: soonest, if nothing waits meanwhile."""
+        is_plain = self._shares_passes and row.awaited_guide is None and not row.is_suspect
+        return is_plain and not is_prefill_only(row.sequence) and row.unfilled < _FIRST_TOKENS[loading.back_end()]
+
+    def _fill_all(self, row: Row) -> int:
+        count = row.unfilled + 1
+        try:
+            self._adapters.select([row.adapter])
+            logits = prefill.fill_all(self._model, row, self._new_caches)
+            self._reuse.advance(row)
+            self._say_first(row, logits)
+        except Exception as error:
+            self._fail(row, error)
+            return count
+        if row in self.filling:
+            self.filling.remove(row)
+        if not row.is_gone:
+            self.ready.append(row)
+        return count
 
     def _fill_together(self, rows: Sequence[Row], budget: int) -> int:
         width = max(row.unfilled for row in rows)
@@ -135,3 +170,7 @@ class Prompts:
         self.waiting = deque(row for row in self.waiting if not row.is_gone)
         self.filling = [row for row in self.filling if not row.is_gone]
         self.ready = [row for row in self.ready if not row.is_gone]
+
+
+def _may_join(row: Row) -> bool:
+    return not row.is_paused and not row.is_gone and row.awaited_guide is None
