@@ -236,7 +236,7 @@ def encode(envelope: Envelope) -> bytes:
         envelope.trace_id,
     )
     try:
-        return cast(bytes, msgpack.packb((*header, _pack_body(message))))
+        return cast(bytes, msgpack.Packer().pack((*header, _pack_body(message))))  # as `packb`, a call less
     except (OverflowError, UnicodeEncodeError) as error:
         raise ProtocolError(f"{tag} holds a value that cannot be sent: {error}") from None
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from tools.bench.around_rows import around_rows
 from tools.bench.inside_rows import engine_rows, masks_rows, prefill_rows, prefix_rows, sampler_rows, speculation_rows
 from tools.bench.report import Row
 
@@ -180,6 +181,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "slow_reader": slow_reader_rows,
     "startup": startup_rows,
     "blas": blas_rows,
+    "around": around_rows,
     "engine": engine_rows,
     "prefill": prefill_rows,
     "prefix": prefix_rows,

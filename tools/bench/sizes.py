@@ -24,6 +24,7 @@ class Size:
     server_runs: int
     prefill_tokens: int
     prefill_repetitions: int
+    around_repetitions: int
 
 
 QUICK = Size(
@@ -41,6 +42,7 @@ QUICK = Size(
     server_runs=1,
     prefill_tokens=64,
     prefill_repetitions=1,
+    around_repetitions=2,
 )
 FULL = Size(
     compare_tokens=24,
@@ -57,4 +59,5 @@ FULL = Size(
     server_runs=2,
     prefill_tokens=256,
     prefill_repetitions=2,
+    around_repetitions=15,
 )

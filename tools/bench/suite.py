@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from tools.bench.around import around as measure_around
 from tools.bench.blas import blas as measure_blas
 from tools.bench.compare import Plan
 from tools.bench.compare import compare as measure_compare
@@ -85,6 +86,10 @@ def _blas(run: Run) -> dict[str, Any]:
     return measure_blas(run.model, run.folder(), run.size.prefill_tokens, run.size.prefill_repetitions, run.out)
 
 
+def _around(run: Run) -> dict[str, Any]:
+    return measure_around(run.folder(), run.size.around_repetitions)
+
+
 def _inside(name: str) -> Callable[[Run], dict[str, Any]]:
     def run_inside(run: Run) -> dict[str, Any]:
         model = run.model if run.model.startswith("random:") else str(run.folder())
@@ -99,6 +104,7 @@ BENCHMARKS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "pipeline": _pipeline,
     "slow_reader": _slow_reader,
     "blas": _blas,
+    "around": _around,
     "equality": _equality,
     "compare": _compare,
     "memory": _memory,
