@@ -11,7 +11,6 @@ import asyncio
 from types import TracebackType
 from typing import Any
 
-import attrs
 import orjson
 from starlette.types import Send
 
@@ -137,11 +136,15 @@ class EventEncoder:
 
 def _following(before: Delta, delta: Delta) -> Delta:
     """Two deltas of one choice in one."""
-    return attrs.evolve(
-        delta,
-        text=before.text + delta.text,
-        reasoning=before.reasoning + delta.reasoning,
-        tool_calls=before.tool_calls + delta.tool_calls,
+    return Delta(
+        delta.request_id,
+        delta.index,
+        before.text + delta.text,
+        delta.token_ids,
+        delta.logprobs,
+        delta.end,
+        before.reasoning + delta.reasoning,
+        before.tool_calls + delta.tool_calls,
     )
 
 

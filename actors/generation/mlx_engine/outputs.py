@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import attrs
-
 from mlx_serving.actors.generation.answer import Piece
 from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
 from mlx_serving.actors.generation.pooling import OutputPool
@@ -35,13 +33,15 @@ class Outputs:
         """Add it to what the sequence has in this step."""
         before = self._by_sequence.get(output.sequence_id)
         if before is not None:
-            output = attrs.evolve(
-                output,
-                text=before.text + output.text,
-                token_ids=before.token_ids + output.token_ids,
-                logprobs=before.logprobs + output.logprobs,
-                reasoning=before.reasoning + output.reasoning,
-                tool_calls=before.tool_calls + output.tool_calls,
+            output = SequenceOutput(
+                output.sequence_id,
+                before.text + output.text,
+                before.token_ids + output.token_ids,
+                before.logprobs + output.logprobs,
+                output.end,
+                output.error,
+                before.reasoning + output.reasoning,
+                before.tool_calls + output.tool_calls,
             )
         self._by_sequence[output.sequence_id] = output
 
