@@ -45,8 +45,8 @@ def _contest(what: str, contest: Mapping[str, Any], least: float | None) -> list
 def prefill_rows(result: dict[str, Any]) -> list[Row]:
     """Inter-token times during a prefill, against those before it."""
     rows = []
-    for name in ("paced", "prefill_slowdown unbounded"):
-        runs = result[name]
+    ways = {name: runs for name, runs in result.items() if isinstance(runs, list)}
+    for name, runs in ways.items():
         ratio, first = (statistics.median(run[key] for run in runs) for key in ("ratio", "first_token"))
         idle, during = (statistics.median(run[key]["p99"] for run in runs) * 1e3 for key in ("idle", "during"))
         figure = f"p99 {idle:.1f} → {during:.1f} ms, {ratio:.2f} times; its first token after {first:.2f} s"
