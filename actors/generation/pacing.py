@@ -26,6 +26,8 @@ _LEAST_VARIANCE = 0.01
 _LARGEST_SHARE = 0.98
 _FIRST_TRIAL, _RAREST_TRIAL = 4, 256
 """Chunks that miss the target before a larger one is tried."""
+_EASILY = 0.7
+"""What the least chunk takes of what there is where the target is met by more than chance."""
 _SURPRISE = 2.0
 """How many times longer or shorter than expected a step is that cannot be true. Changes of the budget are no larger, so
 a mistaken line alone does not lead there."""
@@ -142,7 +144,9 @@ class PrefillPace:
         """Whether to take a larger chunk than is wanted, for even the least one makes a step too long."""
         least = self._cost.of(self._least)
         if least is None or least <= seconds:
-            self._missed, self._patience = 0, _FIRST_TRIAL
+            self._missed = 0
+            if least is not None and least <= _EASILY * seconds:
+                self._patience = _FIRST_TRIAL
             return False
         self._missed += 1
         if self._missed < self._patience:
