@@ -15,6 +15,13 @@ constexpr int kWorkerSpins = 4000;
 constexpr int kCallerSpins = 2000;
 constexpr unsigned kMostWorkers = 255;
 
+// Chunks that lie together: a thread goes through its own share in order, so that what it fetches ahead is its own, and
+// then helps the others with theirs.
+struct alignas(64) Share {
+  std::atomic<int> next{0};
+  int end = 0;
+};
+
 inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -30,24 +37,28 @@ struct Pool {
 
   ChunkFunction function = nullptr;
   void* context = nullptr;
-  int chunks = 0;
+  int sharing = 1;
+  Share shares[kMostWorkers + 1];
 
   // A counter of the work given out, with the number of workers that take part in its lowest byte: a worker learns
   // both at once, so one that does not take part can never mix two works up.
   alignas(64) std::atomic<unsigned> turn{0};
-  alignas(64) std::atomic<int> next{0};
   alignas(64) std::atomic<int> finished{0};
   alignas(64) std::atomic<int> asleep{0};
 
-  void take() {
-    for (int chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) function(context, chunk);
+  void take(int own) {
+    for (int i = 0; i < sharing; i++) {
+      Share& share = shares[(own + i) % sharing];
+      for (int chunk; (chunk = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+        function(context, chunk);
+    }
   }
 
   void work(int index, unsigned seen) {
     for (;;) {
       seen = await(seen);
       if (index < int(seen & kMostWorkers)) {
-        take();
+        take(index + 1);
         finished.fetch_add(1, std::memory_order_release);
       }
     }
@@ -69,12 +80,15 @@ struct Pool {
     int taking = std::min(started, std::min(wanted, count)) - 1;
     function = chunk_function;
     context = chunk_context;
-    chunks = count;
-    next.store(0, std::memory_order_relaxed);
+    sharing = taking + 1;
+    for (int i = 0; i < sharing; i++) {
+      shares[i].end = int(long(count) * (i + 1) / sharing);
+      shares[i].next.store(int(long(count) * i / sharing), std::memory_order_relaxed);
+    }
     finished.store(0, std::memory_order_relaxed);
     turn.store((turn.load(std::memory_order_relaxed) & ~kMostWorkers) + kMostWorkers + 1 + unsigned(taking));
     if (asleep.load() > 0) turn.notify_all();
-    take();
+    take(0);
     for (int spin = 0; finished.load(std::memory_order_acquire) < taking; spin++) {
       if (spin < kCallerSpins) relax();
       else std::this_thread::yield();

@@ -76,6 +76,19 @@ inline V digit(Words w, int shift) {
   __m256i moved = _mm256_srl_epi32(w.v, _mm_cvtsi32_si128(shift));
   return {_mm256_cvtepi32_ps(_mm256_and_si256(moved, _mm256_set1_epi32((1 << Bits) - 1)))};
 }
+// Digits 8 * j to 8 * j + 7 of a block of 32 in the first `Bits` words. Those that end in the word after the one they begin
+// in take their highest bits from there.
+constexpr bool kUnpacksWords = true;
+template <int Bits>
+inline V unpack(Words w, int j) {
+  __m256i bit = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(Bits));
+  bit = _mm256_add_epi32(bit, _mm256_set1_epi32(j * W * Bits));
+  __m256i word = _mm256_srli_epi32(bit, 5), shift = _mm256_and_si256(bit, _mm256_set1_epi32(31));
+  __m256i low = _mm256_srlv_epi32(_mm256_permutevar8x32_epi32(w.v, word), shift);
+  __m256i next = _mm256_permutevar8x32_epi32(w.v, _mm256_add_epi32(word, _mm256_set1_epi32(1)));
+  __m256i high = _mm256_sllv_epi32(next, _mm256_sub_epi32(_mm256_set1_epi32(32), shift));
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_or_si256(low, high), _mm256_set1_epi32((1 << Bits) - 1)))};
+}
 // A row's next `count` scales (1, 2, 4 or 8), each spread over W / count lanes; only the first `given` are there and
 // read.
 struct Spread {

@@ -88,6 +88,20 @@ inline V digit(Words w, int shift) {
     return {_mm512_cvtepi32_ps(_mm512_and_si512(moved, _mm512_set1_epi32((1 << Bits) - 1)))};
   }
 }
+// Digits 16 * j to 16 * j + 15 of a block of 32 in the first `Bits` words. Those that end in the word after the one they
+// begin in take their highest bits from there.
+constexpr bool kUnpacksWords = true;
+template <int Bits>
+inline V unpack(Words w, int j) {
+  __m512i bit = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                   _mm512_set1_epi32(Bits));
+  bit = _mm512_add_epi32(bit, _mm512_set1_epi32(j * W * Bits));
+  __m512i word = _mm512_srli_epi32(bit, 5), shift = _mm512_and_si512(bit, _mm512_set1_epi32(31));
+  __m512i low = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word, w.v), shift);
+  __m512i next = _mm512_permutexvar_epi32(_mm512_add_epi32(word, _mm512_set1_epi32(1)), w.v);
+  __m512i high = _mm512_sllv_epi32(next, _mm512_sub_epi32(_mm512_set1_epi32(32), shift));
+  return {_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_or_si512(low, high), _mm512_set1_epi32((1 << Bits) - 1)))};
+}
 // A row's next `count` scales, each spread over W / count lanes; only the first `given` are there and read.
 struct Spread {
   __m512i lanes;

@@ -85,6 +85,10 @@ struct Spread {
     return load(values);
   }
 };
+// Whether a lane can take its digit out of words in registers; here it cannot.
+constexpr bool kUnpacksWords = false;
+template <int Bits>
+V unpack(Words w, int j);
 inline V load_bytes(const uint8_t* p) {
   float lanes[W] = {float(p[0]), float(p[1]), float(p[2]), float(p[3])};
   return load(lanes);

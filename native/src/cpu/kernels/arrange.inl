@@ -1,26 +1,33 @@
-// The order of x that quantized.inl expects.
+// The order of x that quantized.inl expects: block by block, for digits in lanes with a vector of sums behind each block,
+// of what meets the digits of one word.
 
 inline int vectors_of(int bits) {
   return bits == 2 || bits == 4 || bits == 8 ? 32 / bits : 0;
 }
 
 long arranged_size(long columns, int bits) {
-  long block = vectors_of(bits) ? vectors_of(bits) * W : 32;
-  return (columns + block - 1) / block * block;
+  long vectors = vectors_of(bits), block = vectors ? vectors * W : 32;
+  return (columns + block - 1) / block * (vectors ? block + W : block);
 }
 
 template <int Vectors>
 void arrange_lanes(const float* x, long columns, float* arranged) {
   constexpr long block = Vectors * W;
-  long whole = columns / block * block;
-  for (long start = 0; start < whole; start += block)
-    for (int j = 0; j < Vectors; j++) store(arranged + start + j * W, gather(x + start + j, Vectors));
-  if (whole == columns) return;
-  for (int j = 0; j < Vectors; j++)
-    for (int lane = 0; lane < W; lane++) {
-      long k = whole + lane * Vectors + j;
-      arranged[whole + j * W + lane] = k < columns ? x[k] : 0.0f;
+  float padded[block];
+  for (long start = 0; start < columns; start += block, arranged += block + W) {
+    const float* from = x + start;
+    if (columns - start < block) {
+      for (long k = 0; k < block; k++) padded[k] = start + k < columns ? x[start + k] : 0.0f;
+      from = padded;
     }
+    V total = zero();
+    for (int j = 0; j < Vectors; j++) {
+      V values = gather(from + j, Vectors);
+      store(arranged + j * W, values);
+      total = add(total, values);
+    }
+    store(arranged + block, total);
+  }
 }
 
 void arrange(const float* x, long columns, int bits, float* arranged) {

@@ -1,8 +1,8 @@
 // Products with a quantised matrix for few rows of x: digits become floats in registers and meet all rows of x.
 //
 // Digits of 2, 4 and 8 bits: a vector of words holds 32 / Bits digits a lane; shifting by Bits gives a vector of digits
-// that are 32 / Bits apart, and x is arranged in just this order. Digits of 3, 5 and 6 bits: blocks of 32 are spread to
-// bytes, and x keeps its order.
+// that are 32 / Bits apart, and x is arranged in just this order. Digits of 3, 5 and 6 bits: blocks of 32, and x keeps its
+// order; a lane takes its digit out of one or two words, or where lanes cannot, the block is spread to bytes.
 
 template <int Bits>
 constexpr bool kInLanes = Bits == 2 || Bits == 4 || Bits == 8;
@@ -12,6 +12,12 @@ template <int Bits>
 constexpr long kBlock = kVectors<Bits> * W;
 template <int Bits>
 constexpr long kBlockWords = kBlock<Bits> * Bits / 32;
+// Floats of arranged x a block.
+template <int Bits>
+constexpr long kArranged = kInLanes<Bits> ? kBlock<Bits> + W : kBlock<Bits>;
+// For few rows of x the digits of a word, which share a scale and a bias, meet x as they are; the sums are scaled.
+template <int Bits, int M>
+constexpr bool kScalesSums = kInLanes<Bits> && M <= 2;
 
 // Eight digits to eight bytes, for all pieces of a block of 32; reads no byte beyond the block.
 template <int Bits>
@@ -27,19 +33,24 @@ inline void spread_digits(const uint32_t* words, uint8_t* digits) {
 }
 
 template <int Bits>
+constexpr bool kInBytes = !kInLanes<Bits> && !kUnpacksWords;
+
+template <int Bits>
 struct Digits {
   Words words;
-  uint8_t bytes[kInLanes<Bits> ? 1 : 32];
+  uint8_t bytes[kInBytes<Bits> ? 32 : 1];
 
-  // `count` words are there; the others count as zeros. Blocks of bytes are always complete.
+  // `count` words are there; the others count as zeros. Blocks of 32 digits are always complete.
   inline void read(const uint32_t* p, int count) {
-    if constexpr (!kInLanes<Bits>) spread_digits<Bits>(p, bytes);
+    if constexpr (kInBytes<Bits>) spread_digits<Bits>(p, bytes);
+    else if constexpr (!kInLanes<Bits>) words = load_words(p, Bits);
     else if (count == W) words = load_words(p);
     else words = load_words(p, count);
   }
   inline V vector(int j) const {
-    if constexpr (kInLanes<Bits>) return digit<Bits>(words, j * Bits);
-    else return load_bytes(bytes + j * W);
+    if constexpr (kInBytes<Bits>) return load_bytes(bytes + j * W);
+    else if constexpr (!kInLanes<Bits>) return unpack<Bits>(words, j);
+    else return digit<Bits>(words, j * Bits);
   }
 };
 
@@ -60,10 +71,16 @@ struct RowCursor {
         group_stride(together ? matrix.row_groups() : 0) {}
 };
 
-constexpr long kRowsAhead = 8;
+// How far ahead of its use a matrix is fetched: memory answers in the time that a core computes with about so much.
+constexpr long kBytesAhead = 8192;
 
 inline void prefetch(const void* p) {
   __builtin_prefetch(p);
+}
+
+// What begins here and ends `bytes` further on.
+inline void prefetch(const void* p, long bytes) {
+  for (long at = 0; at < bytes; at += 64) prefetch(static_cast<const char*>(p) + at);
 }
 
 // Adds a block of `words` words a row. Each row of the matrix has kChains sums for each row of x, so that enough
@@ -82,16 +99,37 @@ inline void block_step(const RowCursor<S>& rows, long block, int words, long gro
     // Rows are short and several are read at once, which defeats the processor's own prediction.
     prefetch(next + ahead);
   }
+  if constexpr (kScalesSums<Bits, M>) {
+    V parts[N][M];
 #pragma GCC unroll 16
-  for (int j = 0; j < kVectors<Bits>; j++) {
-    V weight[N];
+    for (int j = 0; j < kVectors<Bits>; j++) {
+#pragma GCC unroll 2
+      for (int m = 0; m < M; m++) {
+        V value = load(x[m] + block * kArranged<Bits> + j * W);
 #pragma GCC unroll 4
-    for (int n = 0; n < N; n++) weight[n] = fma(digits[n].vector(j), scale[n], bias[n]);
-#pragma GCC unroll 8
+        for (int n = 0; n < N; n++)
+          parts[n][m] = j == 0 ? mul(digits[n].vector(j), value) : fma(digits[n].vector(j), value, parts[n][m]);
+      }
+    }
+#pragma GCC unroll 2
     for (int m = 0; m < M; m++) {
-      V value = load(x[m] + block * kBlock<Bits> + j * W);
+      V total = load(x[m] + block * kArranged<Bits> + kBlock<Bits>);
 #pragma GCC unroll 4
-      for (int n = 0; n < N; n++) sums[n][m][j % Chains] = fma(weight[n], value, sums[n][m][j % Chains]);
+      for (int n = 0; n < N; n++)
+        sums[n][m][0] = fma(parts[n][m], scale[n], fma(total, bias[n], sums[n][m][0]));
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int j = 0; j < kVectors<Bits>; j++) {
+      V weight[N];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; n++) weight[n] = fma(digits[n].vector(j), scale[n], bias[n]);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        V value = load(x[m] + block * kArranged<Bits> + j * W);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) sums[n][m][j % Chains] = fma(weight[n], value, sums[n][m][j % Chains]);
+      }
     }
   }
 }
@@ -127,14 +165,13 @@ void quantized_tile(const QuantizedMatrix& matrix, long first, long last, const 
   int shift = std::countr_zero(unsigned(blocks_a_group));
   Spread spread(groups);
   long blocks = matrix.columns / kBlock<Bits>, rest = matrix.columns - blocks * kBlock<Bits>;
-  long ahead = kRowsAhead * matrix.row_words();
+  long rows_ahead = kBytesAhead / (matrix.row_words() * 4) + 1, ahead = rows_ahead * matrix.row_words();
+  long scales_ahead = rows_ahead * matrix.row_groups(), scales_bytes = N * matrix.row_groups() * long(sizeof(S));
   for (long row = first; row < last;) {
     bool together = row + N <= last;
     RowCursor<S> rows(matrix, row, together);
-    for (int n = 0; n < N; n++) {
-      prefetch(rows.scales + (kRowsAhead + n) * matrix.row_groups());
-      prefetch(rows.biases + (kRowsAhead + n) * matrix.row_groups());
-    }
+    prefetch(rows.scales + scales_ahead, scales_bytes);
+    prefetch(rows.biases + scales_ahead, scales_bytes);
     V sums[N][M][Chains];
     for (auto& of_row : sums)
       for (auto& chains : of_row)
@@ -160,7 +197,7 @@ void quantized_rows_of(const QuantizedMatrix& matrix, long first, long last, con
     long rest = count - m < 8 ? count - m : 8;
     const float* x = arranged + m * size;
     float* out = y + m * y_stride;
-    if (rest == 1) quantized_tile<Bits, S, 1, 4, 2>(matrix, first, last, x, size, rest, out, y_stride);
+    if (rest == 1) quantized_tile<Bits, S, 1, 4, kScalesSums<Bits, 1> ? 1 : 2>(matrix, first, last, x, size, rest, out, y_stride);
     else if (rest == 2) quantized_tile<Bits, S, 2, 4, 1>(matrix, first, last, x, size, rest, out, y_stride);
     else if (rest <= 4) quantized_tile<Bits, S, 4, 2, 1>(matrix, first, last, x, size, rest, out, y_stride);
     else if (rest <= 6) quantized_tile<Bits, S, 6, 2, 1>(matrix, first, last, x, size, rest, out, y_stride);
