@@ -144,7 +144,7 @@ def memory_bytes() -> int:
 
 
 def warm_up(record: ModelRecord, model: Any, own: Caches, rows: RowsCache) -> None:
-    """Compile what the first request would wait for: a chunk of prefill, and steps of one row drawn both ways.
+    """Compile what the first request would wait for: a chunk of prefill, steps of one row, and every way to draw.
 
     `own` and `rows` are empty. Raises ModelLoadFailed.
     """
@@ -154,8 +154,12 @@ def warm_up(record: ModelRecord, model: Any, own: Caches, rows: RowsCache) -> No
         rows.join([own])
         for parameters in (Sampling(temperature=0), Sampling(temperature=0), Sampling(top_p=0.9)):
             rows.reserve(1)
-            token = Draw([parameters])(rows.forward(token[:, None])[:, -1, :], [0.5])
+            logits = rows.forward(token[:, None])[:, -1, :]
+            token = Draw([parameters])(logits, [0.5])
             mx.eval(token)
+        everything = mx.full((1, (logits.shape[1] + 31) // 32), 0xFFFFFFFF, dtype=mx.uint32)
+        adjusted = logits.astype(mx.float32)  # as penalties and biases leave them
+        mx.eval([Draw([parameters])(each, [0.5], masks) for each in (logits, adjusted) for masks in (None, everything)])
     except Exception as error:
         raise failed(record, error) from error
     mx.clear_cache()
