@@ -13,6 +13,7 @@ import attrs
 
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
+from mlx_serving.actors.messages.hot import hot
 from mlx_serving.actors.messages.values import CacheStats, CacheTier, ModelInfo
 
 
@@ -29,7 +30,7 @@ class EngineLimits:
     memory_bytes: int = 0
 
 
-@attrs.frozen
+@hot
 class StepReport:
     """One step. `outputs` has at most one entry a sequence, and they hold until the next step: copy what is to be kept
     (`generation.object_pooling`). The counters feed telemetry (bytes, tokens).

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
+from mlx_serving.actors.messages.hot import hot
 
 PROTOCOL_VERSION = 1
 """Version of the wire protocol of docs/protocol.md; a frame with another version is refused."""
 
 
-@attrs.frozen
+@hot
 class Envelope:
     """One message and how it travels.
 

@@ -1,4 +1,4 @@
-"""The decorator of classes of which every token makes an instance."""
+"""The decorator of classes of which every token or frame makes an instance."""
 
 from __future__ import annotations
 
