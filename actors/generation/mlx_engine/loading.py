@@ -26,7 +26,9 @@ from mlx_serving.native.kernels.modules import install
 
 _DENSE_SHARE = 0.5
 """Of the memory for weights and caches, what weights that were quantised may take dequantised."""
-_KEPT_CACHE_BYTES = 32 << 20
+_KEPT_CACHE_BYTES = {"cpu": 32 << 20, "metal": 32 << 20, "cuda": 1 << 30}
+"""What the allocator may keep over a rest. On CUDA its own limit is enough: the driver would have to map again at the next
+request what it is given back."""
 _HALF = (mx.float16, mx.bfloat16)
 
 
@@ -55,7 +57,7 @@ def prepare_device(settings: Generation) -> None:
 
 def return_memory() -> None:
     """Give back what the allocator keeps for reuse, if that is much; on the CPU also what the C library then keeps."""
-    if mx.get_cache_memory() > _KEPT_CACHE_BYTES:
+    if mx.get_cache_memory() > _KEPT_CACHE_BYTES[back_end()]:
         mx.clear_cache()
         if is_cpu():
             heap.trim()
