@@ -44,6 +44,11 @@ class NativeQuantizedEmbedding(_nn.QuantizedEmbedding):  # type: ignore[misc]
         return pair
 
 
+def forget(layer: Any) -> None:
+    """Drop what a layer of ours keeps beside its parameters."""
+    vars(layer).pop("_narrow", None)
+
+
 def _narrowest(scales: mx.array, biases: mx.array) -> tuple[mx.array, mx.array]:
     if scales.dtype != mx.float32:
         return scales, biases

@@ -52,5 +52,6 @@ def uninstall(model: Any) -> None:
     origins = {ours: theirs for theirs, (ours, _) in TABLE.items()}
     for module in model.modules():
         blocks.unfuse(module)
+        layers.forget(module)
         module.__class__ = origins.get(type(module), type(module))
     functions.uninstall(model)

