@@ -13,6 +13,7 @@ from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
 from support.adapters import EVERYTHING, make_adapter
 from support.engine_driver import Driver
+from support.stock import own_functions
 from support.tiny_models import make_tiny_model
 
 from mlx_serving.actors.errors import ModelLoadFailed, ModelNotFound
@@ -39,7 +40,7 @@ def engine_of(base: ModelRecord, store: AdapterStore, **settings: Any) -> MlxEng
     return engine
 
 
-def mlx_lm_says(base: ModelRecord, adapter: Path | None, prompt: Sequence[int]) -> list[int]:
+def mlx_lm_says(base: ModelRecord, adapter: Path | None, prompt: Sequence[int], tokens: int = TOKENS) -> list[int]:
     """Greedy tokens of mlx-lm with its own loading of base and adapter."""
     model: Any
     model, _ = load_model(base.path)
@@ -47,7 +48,8 @@ def mlx_lm_says(base: ModelRecord, adapter: Path | None, prompt: Sequence[int]) 
         model = load_adapters(model, str(adapter))
     loading.widen(model, base)
     model.eval()
-    return [int(token) for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=TOKENS)]
+    with own_functions(model):
+        return [int(token) for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=tokens)]
 
 
 @pytest.fixture(params=["llama", "qwen3", "gemma3_text", "mixtral", "mamba2"])
@@ -152,17 +154,18 @@ def test_an_adapter_that_cannot_be_used_fails_its_request_alone(llama: ModelReco
 @pytest.mark.model
 def test_smollm2_with_an_adapter_says_what_mlx_lm_says(smollm2: ModelRecord, tmp_path: Path) -> None:
     store = AdapterStore(tmp_path)
-    path = make_adapter(tmp_path / "own", smollm2.path, layers=4, keys=EVERYTHING, strength=0.3)
+    path = make_adapter(tmp_path / "own", smollm2.path, layers=4, keys=EVERYTHING, strength=0.6)
     identity = store.add(path, smollm2, "own").identity
     engine = engine_of(smollm2, store, cpu_dense_rows=0)
     tokenizer = TextTokenizer.load(smollm2.path)
     prompts = [tokenizer.encode(text) for text in ("The capital of France is", "Water boils at")]
     driver = Driver(engine)
-    ids = [driver.submit(prompt, stopping=STOPPING, adapter=identity) for prompt in prompts]
-    ids += [driver.submit(prompt, stopping=STOPPING) for prompt in prompts]
+    stopping = Stopping(max_tokens=6, ignore_eos=True)
+    ids = [driver.submit(prompt, stopping=stopping, adapter=identity) for prompt in prompts]
+    ids += [driver.submit(prompt, stopping=stopping) for prompt in prompts]
     driver.run()
-    expected = [mlx_lm_says(smollm2, path, prompt) for prompt in prompts]
-    expected += [mlx_lm_says(smollm2, None, prompt) for prompt in prompts]
+    expected = [mlx_lm_says(smollm2, path, prompt, 6) for prompt in prompts]
+    expected += [mlx_lm_says(smollm2, None, prompt, 6) for prompt in prompts]
     assert driver.ids(ids) == expected
     assert expected[0] != expected[2]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx_lm.utils import dequantize_model
-from support.engine_driver import GREEDY, Driver, replace_model
-from support.engines import loaded, mlx_lm_greedy
+from support.engine_driver import GREEDY, Collected, Driver
+from support.engines import loaded
+from support.stock import logprobs_along, stock_model
+from support.subjects import greedy
 
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.messages.values import Sampling, Stopping
@@ -36,21 +38,17 @@ PROMPTS = [
     SENTENCES[3] * 9,
     SENTENCES[5] * 40,
 ]
-Reference = tuple[list[int], list[mx.array]]
-
-
-@pytest.fixture(scope="module")
-def quantized(smollm2: ModelRecord) -> Iterator[MlxEngine]:
-    engine = loaded(smollm2)
-    yield engine
-    engine.close()
+NEIGHBOURS = [
+    Sampling(temperature=0.8, top_p=0.9),
+    Sampling(top_k=20, seed=4),
+    Sampling(repetition_penalty=1.3, frequency_penalty=0.2, temperature=0),
+    Sampling(min_p=0.1, logprobs=True, top_logprobs=2),
+]
 
 
 @pytest.fixture(scope="module")
 def engine(smollm2: ModelRecord) -> Iterator[MlxEngine]:
-    """With the same weights unpacked, as MLX's CPU back end takes prompts in ten times faster then."""
     engine = loaded(smollm2)
-    replace_model(engine, dequantize_model(engine._model))
     yield engine
     engine.close()
 
@@ -61,46 +59,47 @@ def tokenizer(smollm2: ModelRecord) -> TextTokenizer:
 
 
 @pytest.fixture(scope="module")
-def references(engine: MlxEngine, tokenizer: TextTokenizer) -> list[Reference]:
-    """mlx-lm's greedy answers to all prompts."""
-    return [mlx_lm_greedy(engine, tokenizer.encode(prompt), TOKENS) for prompt in PROMPTS]
+def reference(smollm2: ModelRecord) -> Any:
+    """The same model by mlx-lm alone."""
+    return stock_model(smollm2, is_dense=True)
+
+
+@pytest.fixture(scope="module")
+def said(engine: MlxEngine, tokenizer: TextTokenizer) -> list[Collected]:
+    """Greedy answers to all prompts, eight at a time beside sampled ones."""
+    driver = Driver(engine)
+    ids = []
+    for place, prompt in enumerate(PROMPTS):
+        ids.append(driver.submit(tokenizer.encode(prompt), GREEDY, _stopping(TOKENS)))
+        if place % 5 == 0:
+            driver.submit(tokenizer.encode(prompt), NEIGHBOURS[place // 5], _stopping(TOKENS))
+    assert max(report.rows for report in driver.run()) == 8
+    return [driver.sequences[each] for each in ids]
 
 
 def _stopping(tokens: int) -> Stopping:
     return Stopping(max_tokens=tokens, ignore_eos=True)
 
 
-def test_the_model_as_it_is_stored_says_what_mlx_lm_says(quantized: MlxEngine, tokenizer: TextTokenizer) -> None:
-    driver = Driver(quantized)
-    prompts = [tokenizer.encode(prompt) for prompt in SENTENCES[:3]]
-    ids = [driver.submit(prompt, stopping=_stopping(6)) for prompt in prompts]
-    driver.run()
-    assert driver.ids(ids) == [mlx_lm_greedy(quantized, prompt, 6)[0] for prompt in prompts]
+def test_what_it_says_is_what_mlx_lm_says_token_by_token(
+    smollm2: ModelRecord, tokenizer: TextTokenizer, said: list[Collected]
+) -> None:
+    stored = stock_model(smollm2)
+    for prompt, answer in zip(SENTENCES[:3], said, strict=False):
+        assert answer.ids[:6] == greedy(stored, tokenizer.encode(prompt), 6)[0]
 
 
 def test_twenty_prompts_eight_at_a_time_beside_sampled_ones_equal_mlx_lm(
-    engine: MlxEngine, tokenizer: TextTokenizer, references: list[Reference]
+    tokenizer: TextTokenizer, reference: Any, said: list[Collected]
 ) -> None:
-    neighbours = [
-        Sampling(temperature=0.8, top_p=0.9),
-        Sampling(top_k=20, seed=4),
-        Sampling(repetition_penalty=1.3, frequency_penalty=0.2, temperature=0),
-        Sampling(min_p=0.1, logprobs=True, top_logprobs=2),
-    ]
-    driver = Driver(engine)
-    ids = []
-    for place, prompt in enumerate(PROMPTS):
-        ids.append(driver.submit(tokenizer.encode(prompt), GREEDY, _stopping(TOKENS)))
-        if place % 5 == 0:
-            driver.submit(tokenizer.encode(prompt), neighbours[place // 5], _stopping(TOKENS))
-    reports = driver.run()
-    assert max(report.rows for report in reports) == 8
-    assert driver.ids(ids) == [reference[0] for reference in references]
-    for each in ids:
-        assert driver.sequences[each].text == tokenizer.decode(driver.sequences[each].ids)
+    for prompt, answer in zip(PROMPTS, said, strict=True):
+        logprobs = logprobs_along(reference, tokenizer.encode(prompt), answer.ids)
+        assert answer.ids == mx.argmax(logprobs, -1).tolist()
+        assert len(answer.ids) == TOKENS
+        assert answer.text == tokenizer.decode(answer.ids)
 
 
-def test_pausing_changes_nothing(engine: MlxEngine, tokenizer: TextTokenizer, references: list[Reference]) -> None:
+def test_pausing_changes_nothing(engine: MlxEngine, tokenizer: TextTokenizer, said: list[Collected]) -> None:
     driver = Driver(engine)
     ids = [driver.submit(tokenizer.encode(PROMPTS[place]), GREEDY, _stopping(TOKENS)) for place in range(3)]
     driver.run_until(ids[0], 4)
@@ -108,19 +107,18 @@ def test_pausing_changes_nothing(engine: MlxEngine, tokenizer: TextTokenizer, re
     driver.run_until(ids[1], 10)
     engine.resume(ids[0])
     driver.run()
-    assert driver.ids(ids) == [references[place][0] for place in range(3)]
+    assert driver.ids(ids) == [answer.ids for answer in said[:3]]
 
 
-def test_log_probabilities_equal_those_of_mlx_lm(
-    engine: MlxEngine, tokenizer: TextTokenizer, references: list[Reference]
-) -> None:
+def test_log_probabilities_equal_those_of_mlx_lm(engine: MlxEngine, tokenizer: TextTokenizer, reference: Any) -> None:
     driver = Driver(engine)
     sampling = Sampling(temperature=0, logprobs=True, top_logprobs=5)
     asked = driver.submit(tokenizer.encode(PROMPTS[0]), sampling, _stopping(6))
     driver.submit(tokenizer.encode(PROMPTS[1]), GREEDY, _stopping(6))
     driver.run()
-    ids, logprobs = references[0]
-    for token_id, expected, given in zip(ids, logprobs, driver.sequences[asked].logprobs, strict=False):
+    answer = driver.sequences[asked]
+    along = logprobs_along(reference, tokenizer.encode(PROMPTS[0]), answer.ids)
+    for token_id, expected, given in zip(answer.ids, along, answer.logprobs, strict=True):
         best = mx.argsort(-expected)[:5].tolist()
         assert given.token_id == token_id
         assert given.token == tokenizer.decode([token_id])
@@ -130,9 +128,9 @@ def test_log_probabilities_equal_those_of_mlx_lm(
 
 
 def test_a_stop_string_across_token_borders_is_cut_out(
-    engine: MlxEngine, tokenizer: TextTokenizer, references: list[Reference]
+    engine: MlxEngine, tokenizer: TextTokenizer, said: list[Collected]
 ) -> None:
-    whole = tokenizer.decode(references[1][0])
+    whole = said[1].text
     stop = whole[9:14]
     driver = Driver(engine)
     stopped = driver.submit(

@@ -11,11 +11,10 @@ import attrs
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import QuantizedKVCache
-from mlx_lm.utils import load_model
 from support.engine_driver import Driver
 from support.engines import loaded
+from support.stock import own_functions, stock_model
 
-from mlx_serving.actors.generation.mlx_engine import loading
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.messages.values import Stopping
 from mlx_serving.actors.models.record import ModelRecord
@@ -98,8 +97,7 @@ def subject_of(
 
     `kv_bits`: keys and values are quantised, in groups of 64.
     """
-    model, _ = load_model(record.path)
-    loading.widen(model, record)
+    model = stock_model(record)
     settings = {"kv_type": f"{kv_bits}bit"} if kv_bits else {}
     least = _MARGIN if kv_bits is None else _QUANTISED_MARGIN
     used, expected = [], []
@@ -121,10 +119,11 @@ def greedy(model: Any, prompt: Sequence[int], tokens: int, **options: Any) -> tu
     """
     ids: list[int] = []
     margins: list[float] = []
-    for token, logprobs in generate_step(mx.array(list(prompt)), model, max_tokens=tokens, **options):
-        best: Any = mx.topk(logprobs.reshape(-1), 2).tolist()
-        ids.append(int(token))
-        margins.append(max(best) - min(best))
+    with own_functions(model):
+        for token, logprobs in generate_step(mx.array(list(prompt)), model, max_tokens=tokens, **options):
+            best: Any = mx.topk(logprobs.reshape(-1), 2).tolist()
+            ids.append(int(token))
+            margins.append(max(best) - min(best))
     return ids, min(margins)
 
 
