@@ -93,6 +93,7 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
 def modules() -> dict[str, Path]:
     return {module_name(path): path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
 
