@@ -6,12 +6,19 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.store import ModelStore
 
 MODEL = "smollm2-135m"
+
+# The same examples in every run, however slow the machine is; `--hypothesis-profile=random` looks for others.
+_ANY_PACE = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("same", _ANY_PACE, derandomize=True)
+hypothesis.settings.register_profile("random", _ANY_PACE)
+hypothesis.settings.load_profile("same")
 
 # A shell starts background jobs with SIGINT ignored, and children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

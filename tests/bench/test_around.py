@@ -47,7 +47,7 @@ def test_what_is_allocated_is_counted() -> None:
         pytest.skip("there is no C compiler here, or no header of Python's")
     assert 100 <= counted.calls < 200
     assert 50_000 <= counted.bytes < 70_000
-    nothing = allocations(lambda: None)
-    assert nothing is not None
-    assert nothing.calls < 5
-    assert isinstance(nothing, Allocations)
+    nothing = [allocations(lambda: None) for _ in range(5)]
+    assert all(isinstance(each, Allocations) for each in nothing)
+    # Other threads of the process allocate too, now and then.
+    assert min(each.calls for each in nothing if each is not None) < 5

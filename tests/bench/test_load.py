@@ -98,7 +98,7 @@ def test_a_reader_that_pauses_reads_everything_afterwards() -> None:
 )
 def test_errors_are_counted_by_kind(body: dict[str, object], error: str) -> None:
     with EventServer() as server:
-        outcomes = _run(server, Request(body), Request({"max_tokens": 3}), timeout=0.5)
+        outcomes = _run(server, Request(body), Request({"max_tokens": 3}), timeout=1.0 if "hang" in body else 10.0)
     assert [outcome.error for outcome in outcomes] == [error, None]
     summary = load.summarise(outcomes)
     assert summary.errors == {error: 1}

@@ -121,7 +121,7 @@ def as_environment(values: dict[str, object]) -> dict[str, str]:
     return {variable_of(key): text(value) for key, value in values.items()}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(profile=layer(), file=layer(), env=layer(), flags=layer())
 def test_the_last_layer_that_names_a_key_decides_its_value_and_origin(
     tmp_path: Path,

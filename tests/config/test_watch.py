@@ -12,7 +12,7 @@ from mlx_serving.config.load import load_settings
 from mlx_serving.config.schema import Settings
 from mlx_serving.config.watch import Change, SettingsWatcher
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 def watcher(home: Path) -> SettingsWatcher:

@@ -47,7 +47,7 @@ def browse() -> Iterator[Callable[[str], httpx2.Client]]:
     clients: list[httpx2.Client] = []
 
     def make(url: str) -> httpx2.Client:
-        clients.append(httpx2.Client(base_url=url, timeout=20))
+        clients.append(httpx2.Client(base_url=url, timeout=60))
         return clients[-1]
 
     yield make

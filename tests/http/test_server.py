@@ -41,11 +41,11 @@ class Reading:
         self._thread.start()
 
     def _read(self, url: str) -> None:
-        with httpx2.stream("POST", f"{url}/v1/chat/completions", json=STREAM, timeout=20) as response:
+        with httpx2.stream("POST", f"{url}/v1/chat/completions", json=STREAM, timeout=60) as response:
             self.lines.extend(response.iter_lines())
 
     def text(self) -> str:
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
         return "\n".join(self.lines)
 
@@ -56,7 +56,7 @@ def stopping(server: HttpServer, drain_seconds: float) -> Iterator[None]:
     stopper = threading.Thread(target=server.stop, args=(drain_seconds,))
     stopper.start()
     yield
-    stopper.join(20)
+    stopper.join(60)
     assert not stopper.is_alive()
 
 

@@ -85,7 +85,7 @@ def test_a_reader_that_stops_pauses_alone_and_gets_everything(scripted: Server) 
     def slow() -> str:
         with EventStream(scripted.url, "/v1/completions", body(2000)) as stream:
             events = [stream.next_event()]
-            assert resume.wait(60)
+            assert resume.wait(120)
             events += list(stream.events())
             return text_of(events)
 
@@ -94,7 +94,7 @@ def test_a_reader_that_stops_pauses_alone_and_gets_everything(scripted: Server) 
         until(lambda: active(scripted) == 1, what="the slow stream")
         neighbours = [text_of(streamed(scripted, 200)) for _ in range(2)]
         resume.set()
-        assert reader.result(60) == expected
+        assert reader.result(120) == expected
     assert len(set(neighbours)) == 1
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,15 @@ SCRIPTED: dict[str, Any] = {"generation__engine": "scripted", "generation__scrip
 
 
 def test_a_killed_replica_fails_its_streams_at_once_and_is_back(serving_home: Path, placement: str) -> None:
-    with Server(serving_home, **SCRIPTED, **placed(placement)) as server:
+    # So long that no silence, only the death itself, can have ended the stream.
+    patient: dict[str, Any] = {"supervision__heartbeat_timeout": 600, "supervision__progress_timeout": 600}
+    with Server(serving_home, **SCRIPTED, **patient, **placed(placement)) as server:
         with EventStream(server.url, "/v1/completions", BODY) as stream:
             stream.next_event()
             pid = server.replica_pid()
             os.kill(pid, signal.SIGKILL)
-            killed = time.monotonic()
             *_, last = stream.events()
-            ended_after = time.monotonic() - killed
         assert last["error"]["code"] == "replica_lost"
-        assert ended_after < 1.0
         until(
             lambda: server.get("/readyz")[0] == 200 and server.replica_pid() not in (0, pid),
             what="the new replica",
@@ -95,8 +93,8 @@ def test_no_process_outlives_a_killed_server(serving_home: Path, placement: str)
         children = server.children()
         assert len(children) == (1 if placement == "thread" else 5)
         server.process.kill()
-        server.process.wait(10)
-        _, alive = psutil.wait_procs(children, timeout=10)
+        server.process.wait(60)
+        _, alive = psutil.wait_procs(children, timeout=60)
         assert alive == []
 
 
@@ -107,19 +105,20 @@ def test_sigterm_lets_running_answers_finish_and_takes_no_new_ones(serving_home:
             server.process.send_signal(signal.SIGTERM)
             events = list(stream.events())
         assert any(choice["finish_reason"] == "length" for event in events for choice in event["choices"])
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
 
 
 def test_a_second_signal_ends_everything_now(serving_home: Path) -> None:
+    slow = {**SCRIPTED, "generation__scripted_step_seconds": 0.1, "supervision__drain_seconds": 600}
     with (
-        Server(serving_home, **SCRIPTED, supervision__drain_seconds=600) as server,
+        Server(serving_home, **slow) as server,
         EventStream(server.url, "/v1/completions", BODY) as stream,
     ):
         stream.next_event()
         server.process.send_signal(signal.SIGTERM)
         until(lambda: server.get("/readyz")[0] != 200, what="draining")
         server.process.send_signal(signal.SIGTERM)
-        server.process.wait(15)
+        server.process.wait(60)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason(home: Path) -> None:
@@ -164,7 +163,7 @@ def test_a_port_in_use_is_a_clear_error(serving_home: Path) -> None:
 
 
 def test_a_host_that_stood_still_goes_on_when_it_wakes(serving_home: Path) -> None:
-    limits: dict[str, Any] = {"supervision__heartbeat_timeout": 1.0, "admission__frontend_timeout": 1.0}
+    limits: dict[str, Any] = {"supervision__heartbeat_timeout": 2.0, "admission__frontend_timeout": 2.0}
     with (
         Server(serving_home, **SCRIPTED, **limits, admission__keepalive_seconds=0.2) as server,
         EventStream(server.url, "/v1/completions", {**BODY, "max_tokens": 1500}) as stream,
@@ -173,7 +172,7 @@ def test_a_host_that_stood_still_goes_on_when_it_wakes(serving_home: Path) -> No
         pid = server.replica_pid()
         server.process.send_signal(signal.SIGSTOP)
         with pytest.raises(subprocess.TimeoutExpired):
-            server.process.wait(3)
+            server.process.wait(5)
         server.process.send_signal(signal.SIGCONT)
         events = list(stream.events())
         assert any(choice["finish_reason"] == "length" for event in events for choice in event["choices"])

@@ -101,6 +101,8 @@ def test_a_named_function_is_called_once_and_streams_as_it_is_said(client: OpenA
             temperature=0,
             max_tokens=100,
             stream=True,
+            # Pieces that have come together share an event unless log-probabilities are asked for.
+            logprobs=True,
         )
     )
     deltas = [choice.delta for chunk in chunks for choice in chunk.choices]

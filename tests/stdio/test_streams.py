@@ -360,7 +360,7 @@ class Pushed:
 
 
 async def _until(fact: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not fact():  # noqa: ASYNC110
             await asyncio.sleep(0)
 

@@ -47,7 +47,7 @@ class Server:
             stdin=subprocess.DEVNULL,
         )
         try:
-            self.url: str = until(self._announced, seconds=60, what="the address")
+            self.url: str = until(self._announced, seconds=120, what="the address")
             if self._ready:
                 until(lambda: self.get("/readyz")[0] == 200 or self._failed(), seconds=120, what="/readyz")
         except BaseException as error:
@@ -63,11 +63,11 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(30)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(10)
-        _, alive = psutil.wait_procs(self._children, timeout=10)
+        _, alive = psutil.wait_procs(self._children, timeout=60)
         for child in alive:
             child.kill()
         text = self.log()
@@ -101,7 +101,7 @@ class Server:
 
     def _send(self, request: urllib.request.Request) -> tuple[int, Any]:
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return answer.status, _parsed(answer.read())
         except urllib.error.HTTPError as error:
             with error:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 class EventStream:
     """One POST whose answer is read as server-sent events."""
 
-    def __init__(self, url: str, path: str, body: dict[str, Any], *, timeout: float = 60.0) -> None:
+    def __init__(self, url: str, path: str, body: dict[str, Any], *, timeout: float = 120.0) -> None:
         address = urlsplit(url)
         self._connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout)
         self._connection.request(

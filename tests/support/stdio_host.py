@@ -17,7 +17,7 @@ from mlx_serving.actors.messages.frontend import Done
 from mlx_serving.config.schema import Settings, Stdio, Supervision
 from mlx_serving.frontends.stdio.server import Connect, StdioServer
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 Message = dict[str, Any]
 
 

@@ -11,7 +11,7 @@ T = TypeVar("T")
 _NEVER = threading.Event()
 
 
-def until(fact: Callable[[], T], *, seconds: float = 30.0, what: str = "the fact") -> T:
+def until(fact: Callable[[], T], *, seconds: float = 60.0, what: str = "the fact") -> T:
     """The first truthy value of `fact`; AssertionError when it has not come true within `seconds`."""
     end = time.monotonic() + seconds
     while not (value := fact()):

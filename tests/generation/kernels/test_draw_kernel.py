@@ -98,7 +98,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(ROWS, st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([1, 2, 20]))
 def test_ties_masks_and_banned_tokens_in_any_mixture(
     way: str, samplings: list[Sampling], seed: int, is_masked: bool, kinds: int

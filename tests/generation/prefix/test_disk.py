@@ -72,7 +72,7 @@ def keep(tier: DiskTier, *records: Record) -> None:
 
 
 def fetch(tier: DiskTier, ids: tuple[int, ...], **held: int) -> list[Fetched]:
-    return tier.fetch(Wanted(SPACE, ids, with_blocks=True, with_states=False, **held)).result(10)
+    return tier.fetch(Wanted(SPACE, ids, with_blocks=True, with_states=False, **held)).result(60)
 
 
 def notes(fetched: list[Fetched]) -> list[tuple[str, int, int]]:
@@ -117,7 +117,7 @@ def test_states_are_found_by_the_longest_exact_prefix_that_blocks_reach(tiers: T
 
     def found(ids: tuple[int, ...], with_blocks: bool, held_state: int = 0) -> list[tuple[str, int, int]]:
         wanted = Wanted(SPACE, ids, with_blocks=with_blocks, with_states=True, state=held_state)
-        return notes(tier.fetch(wanted).result(10))
+        return notes(tier.fetch(wanted).result(60))
 
     assert found(IDS, with_blocks=False) == [("state 28", 0, 28)]
     assert found(IDS, with_blocks=True) == [("0-10", 0, 10), ("10-20", 10, 20), ("state 15", 0, 15)]

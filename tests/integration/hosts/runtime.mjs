@@ -6,8 +6,8 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 
 export const READY_LINE = "MLX Runtime ready";
-const START_LIMIT_MS = 30_000;
-const EXIT_LIMIT_MS = 30_000;
+const START_LIMIT_MS = 120_000;
+const EXIT_LIMIT_MS = 120_000;
 
 /** Fails after `limit` milliseconds unless `promise` settles before. */
 export function within(limit, what, promise) {
