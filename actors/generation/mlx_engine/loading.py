@@ -27,8 +27,8 @@ from mlx_serving.native.kernels.modules import install
 _DENSE_SHARE = 0.5
 """Of the memory for weights and caches, what weights that were quantised may take dequantised."""
 _KEPT_CACHE_BYTES = {"cpu": 32 << 20, "metal": 32 << 20, "cuda": 1 << 30}
-"""What the allocator may keep over a rest. On CUDA its own limit is enough: the driver would have to map again at the next
-request what it is given back."""
+"""What the allocator may keep over a rest. On CUDA its own limit is enough: the driver would have to map again at
+the next request what it is given back."""
 _HALF = (mx.float16, mx.bfloat16)
 
 
