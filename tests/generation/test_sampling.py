@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling, Sampler
+from mlx_serving.actors.generation.mlx_engine.sampling import Draw, RowSampling, Sampler
 from mlx_serving.actors.messages.values import Sampling
 
 Array = NDArray[Any]
@@ -176,3 +176,12 @@ def test_penalties_are_those_of_a_plain_computation(sampling: Sampling, is_resta
             if position % 2:
                 sampler.release()
                 sampler = Sampler([plain, row])
+
+
+def test_the_kernels_numbers_are_made_once_where_nothing_is_random() -> None:
+    greedy = Draw([Sampling(temperature=0), Sampling(temperature=0, top_p=0.5)])
+    assert greedy._numbers(()) is greedy._numbers(())
+    assert greedy._numbers(()).tolist() == [[0.0, 1.0, 0.0, 0.0], [0.0, 0.5, 0.0, 0.0]]
+    mixed = Draw([Sampling(temperature=0), Sampling(temperature=0.5, min_p=0.25)])
+    assert mixed._numbers([0.5, 0.75]).tolist() == [[0.0, 1.0, 0.0, 0.5], [2.0, 1.0, 0.25, 0.75]]
+    assert mixed._numbers([0.0, 0.125]).tolist()[1] == [2.0, 1.0, 0.25, 0.125]

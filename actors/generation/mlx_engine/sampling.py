@@ -111,6 +111,8 @@ class Draw:
         self._min_p = _column([each.min_p for each in parameters]) if any(p.min_p for p in parameters) else None
         self._order = _order(parameters)
         self._limits = mx.array([each.top_k for each in parameters], dtype=mx.int32)
+        self._unchanging: mx.array | None = None
+        """What the kernel takes where every row is greedy."""
 
     def __call__(self, logits: mx.array, uniform: Sequence[float], masks: mx.array | None = None) -> mx.array:
         """Token ids [rows] from logits [rows, vocabulary]; `uniform` is not looked at if every row is greedy.
@@ -137,14 +139,19 @@ class Draw:
 
     def _numbers(self, uniform: Sequence[float]) -> mx.array:
         """What the kernel takes, [rows, 4]."""
+        if self._unchanging is not None:
+            return self._unchanging
         drawn = uniform if len(uniform) else [0.0] * len(self._parameters)
-        return mx.array(
+        numbers = mx.array(
             [
                 [_inverse_temperature(each), each.top_p, each.min_p, number]
                 for each, number in zip(self._parameters, drawn, strict=True)
             ],
             dtype=mx.float32,
         )
+        if self.is_greedy:
+            self._unchanging = numbers
+        return numbers
 
     def _filtered(self, weights: mx.array) -> mx.array:
         """Weights of what top-k, top-p and min-p drop become 0; the most probable token has weight 1."""
