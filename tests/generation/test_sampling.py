@@ -184,4 +184,4 @@ def test_the_kernels_numbers_are_made_once_where_nothing_is_random() -> None:
     assert greedy._numbers(()).tolist() == [[0.0, 1.0, 0.0, 0.0], [0.0, 0.5, 0.0, 0.0]]
     mixed = Draw([Sampling(temperature=0), Sampling(temperature=0.5, min_p=0.25)])
     assert mixed._numbers([0.5, 0.75]).tolist() == [[0.0, 1.0, 0.0, 0.5], [2.0, 1.0, 0.25, 0.75]]
-    assert mixed._numbers([0.0, 0.125]).tolist()[1] == [2.0, 1.0, 0.25, 0.125]
+    assert mixed._numbers([0.0, 0.125])[1].tolist() == [2.0, 1.0, 0.25, 0.125]
