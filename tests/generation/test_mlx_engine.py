@@ -418,3 +418,30 @@ def test_greedy_is_greedy(tiny: MlxEngine) -> None:
     same = [driver.submit(PROMPTS[2], Sampling(temperature=0, seed=seed, top_p=0.5)) for seed in (1, 2)]
     driver.run()
     assert driver.sequences[same[0]].ids == driver.sequences[same[1]].ids
+
+
+def test_short_prompts_beside_a_running_row_share_a_pass_if_little_of_it_is_padding(
+    tiny_llama: ModelRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = loaded(tiny_llama)
+    driver = Driver(engine)
+    running = driver.submit(PROMPTS[0], stopping=Stopping(max_tokens=40, ignore_eos=True))
+    driver.run_until(running, 2)
+    shapes: list[tuple[int, ...]] = []
+    model = engine._prompts._model
+
+    def noting(tokens: mx.array, cache: Any) -> Any:
+        shapes.append(tuple(tokens.shape))
+        return model(tokens, cache=cache)
+
+    monkeypatch.setattr(engine._prompts, "_model", noting)
+    alike = [PROMPTS[2], [*PROMPTS[2][1:], 9]]
+    unlike = [PROMPTS[1], PROMPTS[3]]
+    ids = [driver.submit(prompt) for prompt in alike]
+    driver.run_until(ids[0], 1)
+    more = [driver.submit(prompt) for prompt in unlike]
+    driver.run()
+    width = len(PROMPTS[2]) - 1
+    assert shapes == [(2, width), (1, len(PROMPTS[1]) - 1), (1, len(PROMPTS[3]) - 1)]
+    assert driver.ids([*ids, *more]) == [mlx_lm_greedy(engine, prompt, 8)[0] for prompt in [*alike, *unlike]]
+    engine.close()

@@ -18,6 +18,8 @@ from mlx_serving.actors.generation.request import is_prefill_only
 
 IDLE_TOKENS = 2048
 """The budget while nothing decodes."""
+_MOST_PADDED = 1.25
+"""Places of a pass shared beside rows that decode, in units of the tokens in it."""
 _FIRST_TOKENS = {"cpu": 16, "metal": 64, "cuda": 64}
 """Ids left of a prompt up to which logits after all of them take less than a pass of its own for the last one."""
 
@@ -84,9 +86,9 @@ class Prompts:
         if is_alone:
             # Nothing else bounds how far the host runs ahead.
             mx.eval([prompt_caches.states(row.caches) for row in active if row.caches is not None])
-            together = [row for row in active if prefill.can_share(row)] if self._shares_passes else []
-            if len(together) > 1:
-                return self._fill_together(together, budget)
+        together = self._sharing(active, budget, is_alone)
+        if len(together) > 1:
+            return self._fill_together(together, budget)
         counts = prefill.shares([row.until_stop for row in active], budget)
         for row, count in zip(active, counts, strict=True):
             self._fill(row, count)
@@ -121,6 +123,16 @@ class Prompts:
             return
         if not row.unfilled:
             self._done(row)
+
+    def _sharing(self, active: Sequence[Row], budget: int, is_alone: bool) -> list[Row]:
+        """Those whose whole prompts go through in one pass. While others decode all or none, so that none waits for
+        ever, and only if little of the pass is padding."""
+        rows = [row for row in active if prefill.can_share(row)] if self._shares_passes else []
+        if is_alone or not rows:
+            return rows
+        padded = len(rows) * max(row.unfilled for row in rows)
+        is_dense = padded <= _MOST_PADDED * sum(row.unfilled for row in rows)
+        return rows if len(rows) == len(active) and padded <= budget and is_dense else []
 
     def _may_say_first(self, row: Row) -> bool:
         """Whether its first token may come from the pass that ends its prompt: soonest, if nothing waits meanwhile."""
