@@ -66,7 +66,7 @@ def fuse(module: Any) -> bool:
     """Make this layer one of ours if its parts allow it; says whether they did. Its parts are ours already."""
     if type(module).__module__ not in FAMILIES or type(module).__name__ != "TransformerBlock":
         return False
-    linear = [_linear(module.self_attn[name]) for name in _ATTENTION] + [_linear(module.mlp[name]) for name in _MLP]
+    linear = [_linear(home[name]) for home, name in places(module)]
     norms = [module[name] for name in _NORMS]
     rope = _rope(module.self_attn.rope)
     if None in linear or rope is None or any(type(norm) is not layers.NativeRMSNorm for norm in norms):
@@ -93,11 +93,14 @@ def unfuse(module: Any) -> None:
         object.__delattr__(module, "_fused")
 
 
+def places(block: Any) -> list[tuple[Any, str]]:
+    """Where the linear layers of a decoder layer stand: a module, and the name in it."""
+    return [*((block["self_attn"], name) for name in _ATTENTION), *((block["mlp"], name) for name in _MLP)]
+
+
 def _parts(block: Any) -> tuple[Any, ...]:
     """What a layer is made of: the classes of its parts, which adapters change, and the arrays of their weights."""
-    attention, mlp = block["self_attn"], block["mlp"]
-    linear = [*(attention[name] for name in _ATTENTION), *(mlp[name] for name in _MLP)]
-    return tuple((type(part), id(part.get("weight"))) for part in linear)
+    return tuple((type(home[name]), id(home[name].get("weight"))) for home, name in places(block))
 
 
 def _linear(layer: Any) -> tuple[list[mx.array], mx.array | None, int, int] | None:

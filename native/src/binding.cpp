@@ -64,4 +64,23 @@ NB_MODULE(_kernels, m) {
           "base"_a.none(), "freqs"_a.none())
       .def("enter", &Block::enter, "x"_a, "offset"_a)
       .def("leave", &Block::leave, "x"_a, "attended"_a);
+
+  using Group = std::tuple<mlx::core::array, std::vector<std::tuple<mlx::core::array, mlx::core::array>>>;
+  using mlx_serving::Stack, mlx_serving::StackSlabs;
+  nb::class_<Stack>(m, "Stack")
+      .def(nb::init<const std::vector<Block>&, float>(), "blocks"_a, "scale"_a)
+      .def(
+          "run",
+          [](const Stack& self, const mlx::core::array& x, const std::vector<Group>& groups) {
+            std::vector<StackSlabs> slabs;
+            for (const auto& [lengths, layers] : groups) {
+              slabs.push_back({lengths, {}, {}});
+              for (const auto& [keys, values] : layers) {
+                slabs.back().keys.push_back(keys);
+                slabs.back().values.push_back(values);
+              }
+            }
+            return self.run(x, slabs);
+          },
+          "x"_a, "groups"_a);
 }

@@ -13,6 +13,7 @@ from mlx_serving.actors.generation.mlx_engine import attention_kernels, composed
 from mlx_serving.actors.generation.mlx_engine.kv_format import Slab
 from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.native import kernels
+from mlx_serving.native.kernels.stacks import DecoderStack, can_stack
 
 _MOST_TOKENS = 64
 """Of a pass whose scores a kernel keeps in registers and stacks; longer ones are prefill's."""
@@ -68,9 +69,11 @@ class InPlace:
 
     attend: Callable[..., mx.array]
     most_tokens: int
+    stack: DecoderStack | None = None
+    """All layers of the model in one operation, while it `holds`."""
 
 
-def in_place_kernel(head_sizes: set[int], setting: str) -> InPlace | None:
+def in_place_kernel(model: Any, head_sizes: set[int], setting: str) -> InPlace | None:
     """The one that runs on this device, takes heads of these sizes, and that `generation.in_place_attention` wants."""
     if len(head_sizes) != 1 or setting == "off":
         return None
@@ -78,7 +81,8 @@ def in_place_kernel(head_sizes: set[int], setting: str) -> InPlace | None:
         return InPlace(attention_kernels.attend_in_place, 1)
     is_cpu = mx.default_device().type == mx.DeviceType.cpu
     if is_cpu and kernels.choice.choice == "native" and not any(size % 16 for size in head_sizes):
-        return InPlace(kernels.operations.attend_in_place, _MOST_TOKENS)
+        stack = DecoderStack(model) if can_stack(model) else None
+        return InPlace(kernels.operations.attend_in_place, _MOST_TOKENS, stack)
     return None
 
 

@@ -120,6 +120,8 @@ def _in_place_step(
 
     def step(tokens: mx.array, lengths: list[mx.array], slabs: list[Any]) -> mx.array:
         assert kernel is not None
+        if kernel.stack is not None and kernel.stack.holds():
+            return kernel.stack(tokens, list(zip(lengths, slabs, strict=True)))
         current.groups = [InPlacePass(kernel.attend, *group) for group in zip(lengths, slabs, strict=True)]
         current.offset = lengths[0] if len(lengths) == 1 else mx.concatenate(lengths)
         return _run(model, tokens, layers, current)
@@ -295,7 +297,7 @@ def rows_cache_for(
         expected = _probe(model, caches)
         sizes = {part.shape[3] for cache in caches for part in (cache.keys, cache.values)}
         form = KvFormat.of(kv_type, sizes)
-        kernel = in_place_kernel(sizes, in_place) if form.bits is None else None
+        kernel = in_place_kernel(model, sizes, in_place) if form.bits is None else None
         for chosen in dict.fromkeys([kernel, None]):
             program = Program(model, len(caches), chosen, compiles and chosen is not None)
             if _agrees(SlabRows(program, caches, KvFormat()), expected, caches):

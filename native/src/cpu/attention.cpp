@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "pool.hpp"
@@ -222,7 +223,32 @@ void attend_many_queries(const Work& work, void* out) {
   parallel(int(pairs * tiles), tile);
 }
 
+void write_columns(const Heads& source, const Heads& slab, const AttentionShape& shape, const int* first) {
+  long item = long(size_of(slab.type));
+  for (long row = 0; row < shape.rows; row++)
+    for (long head = 0; head < shape.kv_heads; head++)
+      for (long token = 0; token < shape.tokens; token++)
+        std::memcpy(const_cast<char*>(at(slab, row, head, first[row] + token)), at(source, row, head, token),
+                    size_t(shape.size * item));
+}
+
 }  // namespace
+
+std::vector<int> clamped(const int* lengths, const AttentionShape& shape, int added) {
+  std::vector<int> safe(static_cast<size_t>(shape.rows));
+  for (size_t row = 0; row < safe.size(); row++)
+    safe[row] = int(std::clamp<long>(long(lengths[row]) + added, shape.tokens, shape.capacity));
+  return safe;
+}
+
+void attend_in_place(const AttentionShape& shape, const Heads& queries, const Heads& new_keys, const Heads& new_values,
+                     const Heads& slab_keys, const Heads& slab_values, const int* lengths, float scale, void* out) {
+  std::vector<int> ends = clamped(lengths, shape, int(shape.tokens)), first = ends;
+  for (int& column : first) column -= int(shape.tokens);
+  write_columns(new_keys, slab_keys, shape, first.data());
+  write_columns(new_values, slab_values, shape, first.data());
+  attend(shape, queries, {slab_keys}, {slab_values}, ends.data(), scale, true, out);
+}
 
 void attend(const AttentionShape& shape, const Heads& queries, const Slab& keys, const Slab& values,
             const int* lengths, float scale, bool causal, void* out) {

@@ -1,6 +1,8 @@
 // Attention over slabs of keys and values, over all threads. No MLX, no Python.
 #pragma once
 
+#include <vector>
+
 #include "kernels.hpp"
 
 namespace mlx_serving::cpu {
@@ -37,5 +39,13 @@ struct AttentionShape {
 // lengths[r] - tokens + t + 1 of them. `lengths` is at least 1, and at least `tokens` if causal.
 void attend(const AttentionShape& shape, const Heads& queries, const Slab& keys, const Slab& values,
             const int* lengths, float scale, bool causal, void* out);
+
+// lengths[row] + added for every row, within what `attend` takes.
+std::vector<int> clamped(const int* lengths, const AttentionShape& shape, int added);
+
+// Writes the new keys and values [rows][kv_heads][tokens][size] into the slabs from column lengths[row] on, then attends,
+// causally, to these and all before them.
+void attend_in_place(const AttentionShape& shape, const Heads& queries, const Heads& new_keys, const Heads& new_values,
+                     const Heads& slab_keys, const Heads& slab_values, const int* lengths, float scale, void* out);
 
 }  // namespace mlx_serving::cpu

@@ -52,4 +52,34 @@ void leave_block(const Block& block, const float* x, const float* attended, long
   for (long i = 0; i < count * columns; i++) out[i] += residual[i];
 }
 
+void run_stack(const std::vector<const Block*>& blocks, const std::vector<StackGroup>& groups, const float* x,
+               long tokens, float scale, float* out) {
+  static thread_local Scratch scratch;
+  const BlockShape& shape = blocks.front()->shape;
+  std::vector<int> lengths;
+  for (const StackGroup& group : groups) lengths.insert(lengths.end(), group.lengths, group.lengths + group.rows);
+  long rows = long(lengths.size()), count = rows * tokens;
+  long query_row = tokens * shape.heads * shape.size, key_row = tokens * shape.kv_heads * shape.size;
+  float* queries = scratch.floats(size_t(2 * rows * (query_row + key_row)));
+  float* keys = queries + rows * query_row;
+  float* values = keys + rows * key_row;
+  float* attended = values + rows * key_row;
+  for (size_t layer = 0; layer < blocks.size(); layer++) {
+    const float* input = layer == 0 ? x : out;
+    enter_block(*blocks[layer], input, rows, tokens, lengths.data(), queries, keys, values);
+    long first = 0;
+    for (const StackGroup& group : groups) {
+      AttentionShape attention{group.rows, shape.heads, shape.kv_heads, tokens, shape.size, group.capacity};
+      auto part = [&](const float* of, long row, long heads) {
+        return Heads{of + first * row, Type::f32, row, shape.size, heads * shape.size};
+      };
+      attend_in_place(attention, part(queries, query_row, shape.heads), part(keys, key_row, shape.kv_heads),
+                      part(values, key_row, shape.kv_heads), group.keys[layer], group.values[layer], group.lengths,
+                      scale, attended + first * query_row);
+      first += group.rows;
+    }
+    leave_block(*blocks[layer], input, attended, count, out);
+  }
+}
+
 }  // namespace mlx_serving::cpu

@@ -1,9 +1,6 @@
 // Attention.
 #include "../cpu/attention.hpp"
 
-#include <algorithm>
-#include <cstring>
-
 #include "arrays.hpp"
 #include "primitives.hpp"
 
@@ -16,28 +13,6 @@ enum class Form {
   slab,      // and lengths
   quantized  // queries, three arrays of keys, three of values, lengths
 };
-
-// Writes the tokens of one row's new keys or values into its slot.
-void write_columns(const cpu::Heads& source, const cpu::Heads& slab, const cpu::AttentionShape& shape,
-                   const int* first) {
-  long item = long(cpu::size_of(slab.type));
-  auto* target = static_cast<char*>(const_cast<void*>(slab.values));
-  auto* origin = static_cast<const char*>(source.values);
-  for (long row = 0; row < shape.rows; row++)
-    for (long head = 0; head < shape.kv_heads; head++)
-      for (long token = 0; token < shape.tokens; token++)
-        std::memcpy(target + (row * slab.row_stride + head * slab.head_stride +
-                              (first[row] + token) * slab.column_stride) * item,
-                    origin + (row * source.row_stride + head * source.head_stride + token * source.column_stride) * item,
-                    size_t(shape.size * item));
-}
-
-std::vector<int> clamped(const int* lengths, const cpu::AttentionShape& shape, int added) {
-  std::vector<int> safe(size_t(shape.rows));
-  for (size_t row = 0; row < safe.size(); row++)
-    safe[row] = int(std::clamp<long>(long(lengths[row]) + added, shape.tokens, shape.capacity));
-  return safe;
-}
 
 class Attention : public CpuPrimitive {
  public:
@@ -58,7 +33,7 @@ class Attention : public CpuPrimitive {
     if (form_ != Form::plain) lengths = contiguous_input(inputs.back(), encoder).data<int>();
     encoder.dispatch([shape, source = heads_of(queries), keys, values, lengths, scale = scale_, causal = causal_, out] {
       std::vector<int> all(size_t(shape.rows), int(shape.capacity));
-      std::vector<int> safe = lengths ? clamped(lengths, shape, 0) : all;
+      std::vector<int> safe = lengths ? cpu::clamped(lengths, shape, 0) : all;
       cpu::attend(shape, source, keys, values, safe.data(), scale, causal, out);
     });
   }
@@ -99,12 +74,7 @@ class AttendInPlace : public CpuPrimitive {
     encoder.dispatch([shape, source = heads_of(queries), new_keys = heads_of(keys), new_values = heads_of(values),
                       slab_keys = heads_of(inputs[3]), slab_values = heads_of(inputs[4]), lengths, scale = scale_,
                       out = outputs[0].data<void>()] {
-      std::vector<int> safe = clamped(lengths, shape, int(shape.tokens));
-      std::vector<int> first = safe;
-      for (int& column : first) column -= int(shape.tokens);
-      write_columns(new_keys, slab_keys, shape, first.data());
-      write_columns(new_values, slab_values, shape, first.data());
-      cpu::attend(shape, source, {slab_keys}, {slab_values}, safe.data(), scale, true, out);
+      cpu::attend_in_place(shape, source, new_keys, new_values, slab_keys, slab_values, lengths, scale, out);
     });
   }
   const char* name() const override { return "mlx_serving::AttendInPlace"; }

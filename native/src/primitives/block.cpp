@@ -161,6 +161,52 @@ class LeaveBlock : public CpuPrimitive {
   std::shared_ptr<const BlockWeights> weights_;
 };
 
+// Inputs: x, then of each group lengths, and keys and values of each layer.
+class RunStack : public CpuPrimitive {
+ public:
+  RunStack(mx::Stream stream, std::vector<std::shared_ptr<const BlockWeights>> blocks, float scale)
+      : CpuPrimitive(stream), blocks_(std::move(blocks)), scale_(scale) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    mx::array x = contiguous_input(inputs[0], encoder);
+    size_t layers = blocks_.size();
+    std::vector<cpu::StackGroup> groups;
+    for (size_t at = 1; at < inputs.size(); at += 1 + 2 * layers) {
+      cpu::StackGroup group{inputs[at].shape(0), inputs[at + 1].shape(2),
+                            contiguous_input(inputs[at], encoder).data<int>(), {}, {}};
+      for (size_t layer = 0; layer < layers; layer++) {
+        group.keys.push_back(heads_of(inputs[at + 1 + layer]));
+        group.values.push_back(heads_of(inputs[at + 1 + layers + layer]));
+      }
+      groups.push_back(std::move(group));
+    }
+    allocate(outputs[0]);
+    encoder.dispatch([blocks = blocks_, groups = std::move(groups), x = x.data<float>(), tokens = long(x.shape(1)),
+                      scale = scale_, out = outputs[0].data<float>()] {
+      std::vector<const cpu::Block*> layers;
+      for (const auto& each : blocks) layers.push_back(&each->block);
+      cpu::run_stack(layers, groups, x, tokens, scale, out);
+    });
+  }
+  const char* name() const override { return "mlx_serving::RunStack"; }
+  // Writing is not repeatable: two calls are never one.
+  bool is_equivalent(const mx::Primitive&) const override { return false; }
+
+ private:
+  std::vector<std::shared_ptr<const BlockWeights>> blocks_;
+  float scale_;
+};
+
+// Throws unless these are slabs of a layer with such heads, with `rows` slots or more.
+void check_slab(const mx::array& slab, const cpu::BlockShape& shape, const mx::array& like, int rows, int tokens) {
+  require(slab.ndim() == 4 && slab.dtype() == mx::float32,
+          "slabs must be float32 [slots, kv heads, capacity, size]");
+  require(slab.shape() == like.shape() && slab.shape(0) >= rows && slab.shape(1) == shape.kv_heads &&
+              slab.shape(2) >= tokens && slab.shape(3) == shape.size,
+          "a slab " + shape_text(slab) + " does not fit the layers");
+}
+
 }  // namespace
 
 Block::Block(BlockParameters parameters) : weights_(std::make_shared<const BlockWeights>(std::move(parameters))) {}
@@ -186,6 +232,41 @@ mx::array Block::leave(const mx::array& x, const mx::array& attended) const {
           "what was attended to " + shape_text(attended) + " does not fit x " + shape_text(x));
   auto primitive = std::make_shared<LeaveBlock>(cpu_stream(), weights_);
   return mx::array(x.shape(), mx::float32, primitive, {x, attended});
+}
+
+Stack::Stack(const std::vector<Block>& blocks, float scale) : scale_(scale) {
+  require(!blocks.empty(), "a stack must have at least one layer");
+  for (const Block& block : blocks) {
+    const cpu::BlockShape &shape = block.weights_->block.shape, &first = blocks.front().weights_->block.shape;
+    require(shape.heads == first.heads && shape.kv_heads == first.kv_heads && shape.size == first.size &&
+                block.weights_->columns() == blocks.front().weights_->columns(),
+            "the layers of a stack must be of one shape");
+    require(shape.size % 16 == 0, "the size of a head must be a multiple of 16");
+    blocks_.push_back(block.weights_);
+  }
+}
+
+mx::array Stack::run(const mx::array& x, const std::vector<StackSlabs>& groups) const {
+  const cpu::BlockShape& shape = blocks_.front()->block.shape;
+  require(x.ndim() == 3 && x.dtype() == mx::float32 && x.shape(2) == blocks_.front()->columns() && x.size() > 0,
+          "x " + shape_text(x) + " must be float32 [rows, tokens, columns of the layers]");
+  std::vector<mx::array> inputs{x};
+  int rows = 0;
+  for (const StackSlabs& group : groups) {
+    require(group.lengths.dtype() == mx::int32 && group.lengths.ndim() == 1 && group.lengths.size() > 0,
+            "lengths must be int32, one a row");
+    require(group.keys.size() == blocks_.size() && group.values.size() == blocks_.size(),
+            "there must be keys and values for every layer");
+    inputs.push_back(group.lengths);
+    for (const auto* side : {&group.keys, &group.values})
+      for (const mx::array& slab : *side) {
+        check_slab(slab, shape, group.keys.front(), group.lengths.shape(0), x.shape(1));
+        inputs.push_back(slab);
+      }
+    rows += group.lengths.shape(0);
+  }
+  require(rows == x.shape(0), "there must be as many lengths as rows of x " + shape_text(x));
+  return mx::array(x.shape(), mx::float32, std::make_shared<RunStack>(cpu_stream(), blocks_, scale_), std::move(inputs));
 }
 
 }  // namespace mlx_serving

@@ -43,7 +43,29 @@ class Block {
   mx::array leave(const mx::array& x, const mx::array& attended) const;
 
  private:
+  friend class Stack;
   std::shared_ptr<const BlockWeights> weights_;
+};
+
+// The slabs of rows that belong together: `lengths` [rows] int32 before the new tokens; keys and values a layer each,
+// [slots, kv heads, capacity, size] float32, row i in slot i.
+struct StackSlabs {
+  mx::array lengths;
+  std::vector<mx::array> keys, values;
+};
+
+// Decoder layers of one shape, one after the other in one operation. Their attention writes the new keys and values
+// into the slabs' own memory: nobody else may read those columns before.
+class Stack {
+ public:
+  // Throws std::invalid_argument for layers of different shapes. `scale`: of attention.
+  Stack(const std::vector<Block>& blocks, float scale);
+  // The last layer's output of x [rows of all groups, tokens, columns] float32.
+  mx::array run(const mx::array& x, const std::vector<StackSlabs>& groups) const;
+
+ private:
+  std::vector<std::shared_ptr<const BlockWeights>> blocks_;
+  float scale_;
 };
 
 }  // namespace mlx_serving

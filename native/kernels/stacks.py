@@ -1,0 +1,60 @@
+"""All decoder layers of a model of the Llama family as one operation over slabs of keys and values.
+
+MLX hands operations over one at a time, and the thread that builds the graph wakes up for each of them: for a small
+model on two cores that takes a fifth of the step. `DecoderStack` leaves a handful of operations of a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_serving.native.kernels import blocks
+from mlx_serving.native.kernels.operations import OPERATIONS
+
+SlabGroup = tuple[mx.array, Sequence[tuple[mx.array, mx.array]]]
+"""Of rows whose slabs belong together: lengths [rows] int32 before the new tokens; each layer's keys and values,
+[slots, kv heads, capacity, head size] float32, row i in slot i."""
+
+
+class DecoderStack:
+    """A model's forward pass, with its layers in one operation that writes new keys and values into the slabs."""
+
+    def __init__(self, model: Any) -> None:
+        """`model` passed `can_stack`."""
+        self._model = model
+        layers = model.model.layers
+        self._stack = OPERATIONS.Stack([layer._fused[0] for layer in layers], layers[0].self_attn.scale)
+        self._parts = [
+            (home, name, home[name], type(home[name]), home[name].weight)
+            for layer in layers
+            for home, name in blocks.places(layer)
+        ]
+
+    def holds(self) -> bool:
+        """Whether the layers are still made of what they were: adapters, for instance, change them."""
+        return all(
+            home[name] is part and part.__class__ is kind and part["weight"] is weight
+            for home, name, part, kind, weight in self._parts
+        )
+
+    def __call__(self, tokens: mx.array, groups: Sequence[SlabGroup]) -> mx.array:
+        """Logits [rows, tokens, vocabulary] of tokens [rows, tokens], the rows of all groups in order."""
+        model = self._model
+        x = model.model.embed_tokens(tokens)
+        hidden = model.model.norm(self._stack.run(x, groups))
+        logits: mx.array
+        logits = model.model.embed_tokens.as_linear(hidden) if "lm_head" not in model else model.lm_head(hidden)
+        return logits
+
+
+def can_stack(model: Any) -> bool:
+    """Whether the layers of this model are all fused ones (`blocks.fuse`) of one scale, and computed in float32."""
+    if type(model).__module__ not in blocks.FAMILIES or type(model).__name__ != "Model":
+        return False
+    layers = model.model.layers
+    if not all("_fused" in vars(layer) for layer in layers) or len({layer.self_attn.scale for layer in layers}) > 1:
+        return False
+    return bool(model.model.embed_tokens(mx.zeros((1, 1), dtype=mx.uint32)).dtype == mx.float32)

@@ -1,0 +1,145 @@
+"""All layers in one operation say what they say one by one, and write what they would write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn
+import numpy as np
+import pytest
+from mlx_lm.models import llama, qwen2
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlx_serving.native.kernels import choice, operations
+from mlx_serving.native.kernels.modules import install
+from mlx_serving.native.kernels.stacks import DecoderStack, can_stack
+
+pytestmark = pytest.mark.skipif(choice.choice == "pure", reason="the native kernels are not built here")
+nn: Any = mlx.nn
+LAYERS, KV_HEADS, SIZE, VOCABULARY = 3, 2, 32, 96
+SHAPE: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": LAYERS,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_key_value_heads": KV_HEADS,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": VOCABULARY,
+}
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu() -> Any:
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+def tiny(family: Any, bits: int | None, tied: bool) -> Any:
+    mx.random.seed(3)
+    name = family.__name__.rpartition(".")[2]
+    model: Any = family.Model(family.ModelArgs(model_type=name, tie_word_embeddings=tied, **SHAPE))
+    if bits is not None:
+        nn.quantize(model, 32, bits)
+    mx.eval(model.parameters())
+    install(model)
+    return model
+
+
+def filled(model: Any, length: int) -> list[Any]:
+    """Caches of one row that hold so many tokens."""
+    caches = make_prompt_cache(model)
+    model(mx.random.randint(0, VOCABULARY, (1, length), key=mx.random.key(length)), cache=caches)
+    return caches
+
+
+def slabs_of(rows: list[list[Any]], capacity: int) -> tuple[mx.array, list[tuple[mx.array, mx.array]]]:
+    """The caches of several rows as one group, with a slot to spare."""
+    lengths = [caches[0].offset for caches in rows]
+    layers = []
+    for layer in range(LAYERS):
+        pair = tuple(mx.zeros((len(rows) + 1, KV_HEADS, capacity, SIZE)) for _ in range(2))
+        for slot, caches in enumerate(rows):
+            pair[0][slot, :, : lengths[slot]] = caches[layer].keys[0, :, : lengths[slot]]
+            pair[1][slot, :, : lengths[slot]] = caches[layer].values[0, :, : lengths[slot]]
+        mx.eval(pair)
+        layers.append((pair[0], pair[1]))
+    return mx.array(lengths, dtype=mx.int32), layers
+
+
+@pytest.mark.parametrize("family", [llama, qwen2])
+@pytest.mark.parametrize(("bits", "tied"), [(None, True), (4, False), (8, True)])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_rows_of_two_groups_get_what_layers_give_them(family: Any, bits: int | None, tied: bool, tokens: int) -> None:
+    model = tiny(family, bits, tied)
+    rows = [filled(model, length) for length in (5, 9, 40)]
+    groups = [slabs_of(rows[:2], 16), slabs_of(rows[2:], 64)]
+    assert can_stack(model)
+    stack = DecoderStack(model)
+    given = mx.random.randint(0, VOCABULARY, (3, tokens), key=mx.random.key(1))
+    logits = stack(given, groups)
+    mx.eval(logits)
+    for row, caches in enumerate(rows):
+        expected = model(given[row : row + 1], cache=caches)
+        np.testing.assert_allclose(np.array(logits[row]), np.array(expected[0]), rtol=1e-4, atol=1e-4)
+        group, slot = (groups[0], row) if row < 2 else (groups[1], 0)
+        for layer, (keys, values) in enumerate(group[1]):
+            cache: Any = caches[layer]
+            for slab, kept in ((keys, cache.keys), (values, cache.values)):
+                written = np.array(slab[slot, :, : cache.offset])
+                np.testing.assert_allclose(written, np.array(kept[0, :, : cache.offset]), rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_but_the_new_columns_is_written() -> None:
+    model = tiny(llama, 4, True)
+    lengths, layers = slabs_of([filled(model, 5)], 16)
+    before = [np.array(side) for pair in layers for side in pair]
+    mx.eval(DecoderStack(model)(mx.array([[7]]), [(lengths, layers)]))
+    for was, side in zip(before, (side for pair in layers for side in pair), strict=True):
+        now = np.array(side)
+        assert (now[0, :, 5] != was[0, :, 5]).any()
+        now[0, :, 5] = was[0, :, 5]
+        np.testing.assert_array_equal(now, was)
+
+
+def test_a_layer_that_was_changed_is_noticed() -> None:
+    model = tiny(llama, 4, True)
+    stack = DecoderStack(model)
+    assert stack.holds()
+    layer = model.model.layers[1].self_attn
+    part = layer.q_proj
+    layer.q_proj = nn.Linear(128, 128, bias=False)
+    assert not stack.holds()
+    layer.q_proj = part
+    assert stack.holds()
+    part.weight = mx.array(part.weight)
+    assert not stack.holds()
+
+
+def test_a_model_of_another_family_or_without_our_layers_is_left_alone() -> None:
+    model = llama.Model(llama.ModelArgs(model_type="llama", **SHAPE))
+    assert not can_stack(model)
+    assert not can_stack(nn.Linear(4, 4))
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    model = tiny(llama, 4, True)
+    lengths, layers = slabs_of([filled(model, 5)], 16)
+    stack = operations.Stack([layer._fused[0] for layer in model.model.layers], 1.0)
+    x = mx.zeros((1, 1, 128))
+    with pytest.raises(ValueError, match="at least one layer"):
+        operations.Stack([], 1.0)
+    with pytest.raises(ValueError, match="float32"):
+        stack.run(x.astype(mx.float16), [(lengths, layers)])
+    with pytest.raises(ValueError, match="as many lengths"):
+        stack.run(mx.zeros((2, 1, 128)), [(lengths, layers)])
+    with pytest.raises(ValueError, match="every layer"):
+        stack.run(x, [(lengths, layers[:1])])
+    with pytest.raises(ValueError, match="int32"):
+        stack.run(x, [(lengths.astype(mx.float32), layers)])
+    with pytest.raises(ValueError, match="does not fit"):
+        stack.run(x, [(lengths, [(keys[..., :16], values) for keys, values in layers])])
+    with pytest.raises(ValueError, match="does not fit"):
+        stack.run(mx.zeros((1, 17, 128)), [(lengths, layers)])
