@@ -1,11 +1,12 @@
-"""Attention of one new token a row over its slab, which is written in place: a kernel for CUDA and Metal.
+"""Attention of one or a few new tokens a row over its slab, which is written in place: a kernel for CUDA and Metal.
 
 MLX's own operations cannot write where a step in flight still reads, so they copy the slab; this kernel writes the
-new key and value to the row's own next column and reads the columns before it, and takes the new ones from its
-inputs. Nobody else reads that column before the next step, whose tokens depend on this step's output.
+new keys and values to the row's own next columns and reads the columns before them, and takes the new ones from its
+inputs. Nobody else reads those columns before the next step, whose tokens depend on this step's output.
 
 Keys are split over blocks, each with a running softmax (Milakov and Gimelshein, 2018), and a second kernel joins the
-parts (Dao et al., "Flash-Decoding", 2023). A row reads its own length, whatever the longest one is.
+parts (Dao et al., "Flash-Decoding", 2023). A row reads its own length, whatever the longest one is. Each token of a row
+has blocks of its own: for the few of a check there is nothing to gain from sharing what they read.
 
 MLX does not know of the write, as the slab is an input. On CUDA, where evaluations run in order, a copy of the slab
 only has to be an evaluation of its own, started before the next step. On Metal they overlap, and MLX waits for the
@@ -31,32 +32,36 @@ _BLOCKS = 264
 _PART_COLUMNS = 512
 """What one block takes in so little time that more of them, and joining their parts, would take longer."""
 _LARGEST_HEADS_PER_KEY = 16
+MOST_TOKENS = 16
+"""A row's in one pass: what speculation checks; more is prefill's."""
 
 _PARTS = r"""
-    const int part = GROUP.x, kv_head = GROUP.y, row = GROUP.z;
+    // Known only now, so that no other number of them has to be compiled for.
+    const int tokens = queries_shape[2], parts = GROUPS.x;
+    const int part = GROUP.x, kv_head = GROUP.y, row = int(GROUP.z) / tokens, token = int(GROUP.z) % tokens;
     const int kv_heads = GROUPS.y, lane = THREAD % 32, warp = THREAD / 32;
     constexpr int WIDTH = D / 32, AHEAD = 4;
     struct alignas(WIDTH * sizeof(T)) Piece { T at[WIDTH]; };
 
     const int capacity = slab_keys_shape[2];
-    const int last = lengths[row], columns = last + 1;
-    const int share = (columns + PARTS - 1) / PARTS;
+    const int before = lengths[row], last = before + token, columns = last + 1;
+    const int share = (columns + parts - 1) / parts;
     const int begin = part * share, end = min(columns, begin + share);
     const size_t head = size_t(row) * kv_heads + kv_head;
     const DEVICE T* old_keys = slab_keys + head * capacity * D + lane * WIDTH;
     const DEVICE T* old_values = slab_values + head * capacity * D + lane * WIDTH;
-    const DEVICE T* new_key = keys + head * D + lane * WIDTH;
-    const DEVICE T* new_value = values + head * D + lane * WIDTH;
+    const DEVICE T* new_keys = keys + head * tokens * D + lane * WIDTH;
+    const DEVICE T* new_values = values + head * tokens * D + lane * WIDTH;
 
     if (warp == 0 && begin <= last && last < end) {
-        *(DEVICE Piece*)((DEVICE T*)old_keys + size_t(last) * D) = *(const DEVICE Piece*)new_key;
-        *(DEVICE Piece*)((DEVICE T*)old_values + size_t(last) * D) = *(const DEVICE Piece*)new_value;
+        *(DEVICE Piece*)((DEVICE T*)old_keys + size_t(last) * D) = *(const DEVICE Piece*)(new_keys + token * D);
+        *(DEVICE Piece*)((DEVICE T*)old_values + size_t(last) * D) = *(const DEVICE Piece*)(new_values + token * D);
     }
 
     float query[G][WIDTH], sum[G][WIDTH], most[G], total[G];
     for (int g = 0; g < G; ++g) {
         for (int i = 0; i < WIDTH; ++i) {
-            query[g][i] = float(queries[(head * G + g) * D + lane * WIDTH + i]) * scale[0];
+            query[g][i] = float(queries[((head * G + g) * tokens + token) * D + lane * WIDTH + i]) * scale[0];
             sum[g][i] = 0.0f;
         }
         most[g] = -INFINITY;
@@ -68,8 +73,10 @@ _PARTS = r"""
         #pragma unroll
         for (int a = 0; a < AHEAD; ++a) {
             const int column = min(first + a, last);
-            key[a] = *(const DEVICE Piece*)(column == last ? new_key : old_keys + size_t(column) * D);
-            value[a] = *(const DEVICE Piece*)(column == last ? new_value : old_values + size_t(column) * D);
+            const bool is_old = column < before;
+            const size_t place = size_t(is_old ? column : column - before) * D;
+            key[a] = *(const DEVICE Piece*)((is_old ? old_keys : new_keys) + place);
+            value[a] = *(const DEVICE Piece*)((is_old ? old_values : new_values) + place);
         }
         #pragma unroll
         for (int g = 0; g < G; ++g) {
@@ -109,13 +116,13 @@ _PARTS = r"""
         float highest = -INFINITY;
         for (int w = 0; w < WARPS; ++w) highest = max(highest, warp_most[w][g]);
         const float base = highest == -INFINITY ? 0.0f : highest;
-        const size_t place = (head * G + g) * PARTS + part;
+        const size_t place = ((head * G + g) * tokens + token) * parts + part;
         float all = 0.0f;
         for (int w = 0; w < WARPS; ++w) all += warp_total[w][g] * EXP(warp_most[w][g] - base);
         if (THREAD < D) {
             float joined = 0.0f;
             for (int w = 0; w < WARPS; ++w) joined += warp_sum[w][THREAD] * EXP(warp_most[w][g] - base);
-            sums[place * D + THREAD] = O(PARTS == 1 ? joined / all : joined);
+            sums[place * D + THREAD] = O(parts == 1 ? joined / all : joined);
         }
         if (THREAD == 0) {
             stats[place * 2] = highest;
@@ -127,12 +134,13 @@ _PARTS = r"""
 
 _JOIN = r"""
     const size_t head = GROUP.x;
+    const int parts = stats_shape[2];
     float highest = -INFINITY, total = 0.0f, sum = 0.0f;
-    for (int p = 0; p < PARTS; ++p) highest = max(highest, stats[(head * PARTS + p) * 2]);
-    for (int p = 0; p < PARTS; ++p) {
-        const float weight = EXP(stats[(head * PARTS + p) * 2] - highest);
-        total += weight * stats[(head * PARTS + p) * 2 + 1];
-        sum += weight * sums[(head * PARTS + p) * D + THREAD];
+    for (int p = 0; p < parts; ++p) highest = max(highest, stats[(head * parts + p) * 2]);
+    for (int p = 0; p < parts; ++p) {
+        const float weight = EXP(stats[(head * parts + p) * 2] - highest);
+        total += weight * stats[(head * parts + p) * 2 + 1];
+        sum += weight * sums[(head * parts + p) * D + THREAD];
     }
     out[head * D + THREAD] = T(sum / total);
 """
@@ -172,27 +180,28 @@ def attend_in_place(
     lengths: mx.array,
     scale: float,
 ) -> mx.array:
-    """Attention of one new token a row, whose key and value are written to its column `lengths[row]`.
+    """Attention of up to `MOST_TOKENS` new tokens a row, whose keys and values are written from its column
+    `lengths[row]` on. Each of them sees the columns up to its own.
 
-    Shapes: `queries` [rows, heads, 1, size], `keys` and `values` [rows, kv heads, 1, size], slabs [slots, kv heads,
-    capacity, size] with row i in slot i, `lengths` [rows] int32 and below the capacity.
+    Shapes: `queries` [rows, heads, tokens, size], `keys` and `values` [rows, kv heads, tokens, size], slabs [slots, kv
+    heads, capacity, size] with row i in slot i, `lengths` [rows] int32, with `tokens` at most the capacity.
     """
-    rows, heads, _, size = queries.shape
+    rows, heads, tokens, size = queries.shape
     kv_heads, capacity = slab_keys.shape[1], slab_keys.shape[2]
     if heads // kv_heads > _LARGEST_HEADS_PER_KEY:
         raise ValueError(f"{heads // kv_heads} heads share a key; the kernel takes up to {_LARGEST_HEADS_PER_KEY}")
     if len({each.dtype for each in (queries, keys, values, slab_keys, slab_values)}) > 1:
         raise ValueError(f"queries are {queries.dtype}, the slabs {slab_keys.dtype}; the kernel takes one type")
-    parts = max(1, min(_BLOCKS // (rows * kv_heads), capacity // _PART_COLUMNS))
+    parts = max(1, min(_BLOCKS // (rows * tokens * kv_heads), capacity // _PART_COLUMNS))
     in_parts, join, warps = _kernels()
-    shape = [("T", queries.dtype), ("D", size), ("PARTS", parts)]
+    shape = [("T", queries.dtype), ("D", size)]
     whole = queries.dtype if parts == 1 else mx.float32
     sums, stats = in_parts(
         inputs=[queries, keys, values, slab_keys, slab_values, lengths, mx.array([scale], dtype=mx.float32)],
         template=[*shape, ("G", heads // kv_heads), ("O", whole), ("WARPS", warps)],
-        grid=(parts * 32 * warps, kv_heads, rows),
+        grid=(parts * 32 * warps, kv_heads, rows * tokens),
         threadgroup=(32 * warps, 1, 1),
-        output_shapes=[(rows, heads, parts, size), (rows, heads, parts, 2)],
+        output_shapes=[(rows, heads, tokens * parts, size), (rows, heads * tokens, parts, 2)],
         output_dtypes=[whole, mx.float32],
     )
     if parts == 1:
@@ -201,9 +210,9 @@ def attend_in_place(
     (attended,) = join(
         inputs=[sums, stats],
         template=shape,
-        grid=(rows * heads * size, 1, 1),
+        grid=(rows * heads * tokens * size, 1, 1),
         threadgroup=(size, 1, 1),
-        output_shapes=[(rows, heads, 1, size)],
+        output_shapes=[(rows, heads, tokens, size)],
         output_dtypes=[queries.dtype],
     )
     return attended

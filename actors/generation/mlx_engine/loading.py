@@ -16,6 +16,7 @@ from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
 from mlx_serving.actors.generation.mlx_engine.sampling import Draw
+from mlx_serving.actors.generation.mlx_engine.slab_rows import SMALLEST_CAPACITY
 from mlx_serving.actors.memory import machine_bytes
 from mlx_serving.actors.messages.values import Sampling
 from mlx_serving.actors.models.record import ModelRecord
@@ -159,6 +160,9 @@ def warm_up(record: ModelRecord, model: Any, own: Caches, rows: RowsCache) -> No
             logits = rows.forward(token[:, None])[:, -1, :]
             token = Draw([parameters])(logits, [0.5])
             mx.eval(token)
+        if not is_cpu():
+            rows.reserve(SMALLEST_CAPACITY)  # a longer slab, whose parts are joined by a kernel of its own
+            mx.eval(rows.forward(token[:, None]))
         everything = mx.full((1, (logits.shape[1] + 31) // 32), 0xFFFFFFFF, dtype=mx.uint32)
         adjusted = logits.astype(mx.float32)  # as penalties and biases leave them
         mx.eval([Draw([parameters])(each, [0.5], masks) for each in (logits, adjusted) for masks in (None, everything)])

@@ -78,7 +78,7 @@ def in_place_kernel(model: Any, head_sizes: set[int], setting: str) -> InPlace |
     if len(head_sizes) != 1 or setting == "off":
         return None
     if attention_kernels.suits(head_sizes, setting):
-        return InPlace(attention_kernels.attend_in_place, 1)
+        return InPlace(attention_kernels.attend_in_place, attention_kernels.MOST_TOKENS)
     is_cpu = mx.default_device().type == mx.DeviceType.cpu
     if is_cpu and kernels.choice.choice == "native" and not any(size % 16 for size in head_sizes):
         stack = DecoderStack(model) if can_stack(model) else None

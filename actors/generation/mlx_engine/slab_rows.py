@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 import mlx.core as mx
 import structlog
 from mlx_lm.models.cache import KVCache
@@ -91,7 +92,7 @@ class Program:
     """The model on slab layers."""
 
     def __init__(self, model: Any, layers: int, kernel: InPlace | None = None, is_compiled: bool = False) -> None:
-        """`kernel` writes in place, for passes of as many tokens as it takes; `is_compiled`: those passes are."""
+        """`kernel` writes in place, for passes of as many tokens as it takes; `is_compiled`: those of one token are."""
         self.model = model
         self.kernel = kernel
         self._pass = _Pass()
@@ -104,7 +105,8 @@ class Program:
         if self.kernel is not None and tokens.shape[1] <= self.kernel.most_tokens:
             lengths = [mx.array(group.lengths, dtype=mx.int32) for group in groups]
             slabs = [[(layer.keys, layer.values) for layer in group.layers] for group in groups]
-            step = self._compiled_step if is_plain else self._in_place_step
+            # Compiling takes longer than a pass, and checks come in many widths.
+            step = self._compiled_step if is_plain and tokens.shape[1] == 1 else self._in_place_step
             return step(tokens, lengths, slabs)
         lengths_now = [length for group in groups for length in group.lengths]
         is_even = len(set(lengths_now)) == 1
@@ -298,7 +300,7 @@ def rows_cache_for(
         sizes = {part.shape[3] for cache in caches for part in (cache.keys, cache.values)}
         form = KvFormat.of(kv_type, sizes)
         kernel = in_place_kernel(model, sizes, in_place) if form.bits is None else None
-        for chosen in dict.fromkeys([kernel, None]):
+        for chosen in _ways(kernel):
             program = Program(model, len(caches), chosen, compiles and chosen is not None)
             if _agrees(SlabRows(program, caches, KvFormat()), expected, caches):
                 return SlabRows(program, [form.converted(cache) for cache in caches], form), form
@@ -306,6 +308,13 @@ def rows_cache_for(
     if kv_type != "model":
         raise ModelLoadFailed(f"generation.kv_type is {kv_type}, but this model's caches stay as they are: {reason}")
     return MergedRows(model), KvFormat()
+
+
+def _ways(kernel: InPlace | None) -> list[InPlace | None]:
+    """To keep keys and values, the best first. A kernel that fails with several tokens may do for one."""
+    if kernel is None or kernel.most_tokens == 1:
+        return [kernel, None] if kernel is not None else [None]
+    return [kernel, attrs.evolve(kernel, most_tokens=1), None]
 
 
 _PROBE = [3, 1, 4, 1, 5]
@@ -321,7 +330,7 @@ def _probe(model: Any, caches: Caches) -> mx.array:
 
 
 def _agrees(rows: SlabRows, expected: mx.array, caches: Caches) -> bool:
-    """Whether slabs give the same logits, for two rows of different lengths at once."""
+    """Whether slabs give the same logits for two rows: of different lengths with a token each, of one with two."""
 
     def first(tokens: int) -> Caches:
         copies = []
@@ -332,16 +341,19 @@ def _agrees(rows: SlabRows, expected: mx.array, caches: Caches) -> bool:
             copies.append(copy)
         return copies
 
-    done = len(_PROBE) - 2
-    rows.join([first(done), first(done + 1)])
+    done, last = len(_PROBE) - 2, _PROBE[-2:]
     try:
-        logits = rows.forward(mx.array([[_PROBE[done]], [_PROBE[done + 1]]], dtype=mx.uint32))[:, 0]
-        mx.eval(logits)
+        rows.join([first(done), first(done + 1)])
+        narrow = rows.forward(mx.array(last, dtype=mx.uint32)[:, None])
+        rows.keep([])
+        rows.join([first(done), first(done)])
+        wide = rows.forward(mx.array([last, last], dtype=mx.uint32))
+        found = mx.concatenate([narrow.swapaxes(0, 1), wide]).astype(mx.float32)
+        mx.eval(found)
     except (
         Exception
     ) as error:  # an architecture that wants something else of its caches, a kernel that does not compile
         _log.warning("slabs of this kind are not used", reason=f"{type(error).__name__}: {error}")
         return False
-    largest = mx.max(mx.abs(expected.astype(mx.float32)))
-    difference = mx.max(mx.abs(logits.astype(mx.float32) - expected.astype(mx.float32)))
-    return bool((difference <= _TOLERANCE * largest).item())
+    wanted = expected.astype(mx.float32)
+    return bool((mx.max(mx.abs(found - wanted)) <= _TOLERANCE * mx.max(mx.abs(wanted))).item())

@@ -21,6 +21,8 @@ from mlx_serving.actors.generation.mlx_engine.slab_rows import SlabRows, rows_ca
 CAPACITY = 24
 LENGTHS = (0, CAPACITY - 1, 7, 1)
 """Before the new token: none, all but the last column, one not divisible by anything, one."""
+WIDE = (0, CAPACITY - 5, 7, 1)
+"""Before five."""
 
 
 @attrs.frozen
@@ -32,25 +34,26 @@ class Case:
     values: mx.array
     slab_keys: mx.array
     slab_values: mx.array
-    lengths: tuple[int, ...] = LENGTHS
+    lengths: tuple[int, ...]
 
     @classmethod
-    def of(cls, kv_heads: int, share: int, size: int, dtype: mx.Dtype) -> Case:
+    def of(cls, kv_heads: int, share: int, size: int, dtype: mx.Dtype, tokens: int = 1) -> Case:
         """`share` heads read the same key. The slabs have a slot more than there are rows."""
         random = np.random.default_rng(size + share)
-        rows = len(LENGTHS)
+        lengths = LENGTHS if tokens == 1 else WIDE
+        rows = len(lengths)
 
         def drawn(*shape: int) -> Any:
             return random.normal(size=shape).astype(np.float32)
 
         slabs = [drawn(rows + 1, kv_heads, CAPACITY, size) for _ in range(2)]
         for slab in slabs:
-            for row, length in enumerate(LENGTHS):
+            for row, length in enumerate(lengths):
                 slab[row, :, length:] = np.nan
-        new = [drawn(rows, kv_heads * share, 1, size), *(drawn(rows, kv_heads, 1, size) for _ in range(2))]
-        arrays: list[Any] = [mx.array(each).astype(dtype) for each in (*new, *slabs)]
-        mx.eval(arrays)
-        return cls(*arrays)
+        new = [drawn(rows, kv_heads * share, tokens, size), *(drawn(rows, kv_heads, tokens, size) for _ in range(2))]
+        queries, keys, values, slab_keys, slab_values = (mx.array(each).astype(dtype) for each in (*new, *slabs))
+        mx.eval(queries, keys, values, slab_keys, slab_values)
+        return cls(queries, keys, values, slab_keys, slab_values, lengths)
 
     def attend(self) -> mx.array:
         lengths = mx.array(list(self.lengths), dtype=mx.int32)
@@ -64,12 +67,14 @@ class Case:
 
     def expected(self) -> list[mx.array]:
         """Each row's attention in float32, from slabs that hold the new columns."""
+        tokens = self.queries.shape[2]
         return [
             mx.fast.scaled_dot_product_attention(
                 self.queries[row : row + 1].astype(mx.float32),
-                self.slab_keys[row : row + 1, :, : length + 1].astype(mx.float32),
-                self.slab_values[row : row + 1, :, : length + 1].astype(mx.float32),
+                self.slab_keys[row : row + 1, :, : length + tokens].astype(mx.float32),
+                self.slab_values[row : row + 1, :, : length + tokens].astype(mx.float32),
                 scale=self.scale,
+                mask="causal",
             )[0]
             for row, length in enumerate(self.lengths)
         ]
@@ -86,13 +91,17 @@ def numbers(array: mx.array) -> Any:
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("part_columns", [512, 4], ids=["whole", "in parts"])
-@pytest.mark.parametrize(("share", "size"), [(1, 64), (7, 64), (4, 128), (16, 128), (2, 256)])
+@pytest.mark.parametrize(
+    ("share", "size", "tokens"),
+    [(1, 64, 1), (7, 64, 1), (4, 128, 1), (16, 128, 1), (2, 256, 1), (1, 64, 5), (7, 64, 5), (4, 128, 5)],
+)
 def test_rows_of_every_length_attend_to_their_own_columns(
     shims: Shims,
     monkeypatch: pytest.MonkeyPatch,
     language: Language,
     share: int,
     size: int,
+    tokens: int,
     part_columns: int,
     dtype: mx.Dtype,
 ) -> None:
@@ -101,12 +110,12 @@ def test_rows_of_every_length_attend_to_their_own_columns(
     monkeypatch.setattr(attention_kernels, "_PART_COLUMNS", part_columns)
     for seed in range(2):
         gpu.seed = seed
-        case = Case.of(2, share, size, dtype)
+        case = Case.of(2, share, size, dtype, tokens)
         before = [numbers(slab) for slab in (case.slab_keys, case.slab_values)]
         attended = numbers(case.attend())
         for slab, new, old in zip((case.slab_keys, case.slab_values), (case.keys, case.values), before, strict=True):
             for row, length in enumerate(case.lengths):
-                old[row, :, length] = numbers(new)[row, :, 0]
+                old[row, :, length : length + tokens] = numbers(new)[row]
             np.testing.assert_array_equal(numbers(slab), old)
         for row, expected in enumerate(case.expected()):
             limit = 2e-6 if dtype == mx.float32 else 2.0**-8 * np.abs(numbers(expected)).max()
@@ -199,8 +208,9 @@ def test_a_model_says_the_same_in_place_while_rows_come_go_and_grow(
             rows.join([filled(model, ids) for ids in prompts])
         step(7)
         step(8)
-    # Several tokens a row go the other way, and some are taken back.
+    # Several tokens a row, and some are taken back; more than the kernel takes go the other way.
     step(9, width=3)
+    step(9, width=attention_kernels.MOST_TOKENS + 1)
     for rows in both:
         rows.drop([0, 2, 1])
     step(10)
@@ -220,6 +230,19 @@ def test_a_device_on_which_it_fails_or_is_wrong_goes_the_other_way(
     monkeypatch.setattr(attention_kernels, "_PARTS", source)
     monkeypatch.setattr(getattr(mx, language), "is_available", lambda: True)
     assert not rows_for(small_model(), "on").writes_in_place
+
+
+def test_a_kernel_that_is_wrong_for_several_tokens_is_used_for_one(
+    shims: Shims, monkeypatch: pytest.MonkeyPatch, language: Language
+) -> None:
+    shims.use(language, monkeypatch)
+    source = attention_kernels._PARTS.replace("last = before + token", "last = before")
+    assert source != attention_kernels._PARTS
+    monkeypatch.setattr(attention_kernels, "_PARTS", source)
+    monkeypatch.setattr(getattr(mx, language), "is_available", lambda: True)
+    kernel = rows_for(small_model(), "on").program.kernel
+    assert kernel is not None
+    assert kernel.most_tokens == 1
 
 
 def test_on_metal_what_is_in_flight_ends_before_mlx_reads_or_moves_rows(
