@@ -25,7 +25,9 @@ void dense_tile(const DenseMatrix& matrix, long first, long last, const float* x
                 long y_stride) {
   const T* values = static_cast<const T*>(matrix.weight);
   long whole = matrix.columns / (Vectors * W) * (Vectors * W);
-  long ahead = (kBytesAhead / (matrix.stride * long(sizeof(T))) + 1) * matrix.stride;
+  long rows_ahead = kBytesAhead / (matrix.stride * long(sizeof(T))) + 1;
+  if (rows_ahead < N) rows_ahead = N;
+  long ahead = rows_ahead * matrix.stride;
   const float* inputs[M];
   for (int m = 0; m < M; m++) inputs[m] = x + x_stride * (m < count ? m : count - 1);
   for (long row = first; row < last; row += N) {

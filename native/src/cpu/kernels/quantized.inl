@@ -165,7 +165,10 @@ void quantized_tile(const QuantizedMatrix& matrix, long first, long last, const 
   int shift = std::countr_zero(unsigned(blocks_a_group));
   Spread spread(groups);
   long blocks = matrix.columns / kBlock<Bits>, rest = matrix.columns - blocks * kBlock<Bits>;
-  long rows_ahead = kBytesAhead / (matrix.row_words() * 4) + 1, ahead = rows_ahead * matrix.row_words();
+  // Not within the rows that are being read.
+  long rows_ahead = kBytesAhead / (matrix.row_words() * 4) + 1;
+  if (rows_ahead < N) rows_ahead = N;
+  long ahead = rows_ahead * matrix.row_words();
   long scales_ahead = rows_ahead * matrix.row_groups(), scales_bytes = N * matrix.row_groups() * long(sizeof(S));
   for (long row = first; row < last;) {
     bool together = row + N <= last;
