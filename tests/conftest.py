@@ -11,8 +11,12 @@ import pytest
 
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.store import ModelStore
+from mlx_serving.native import blas
 
 MODEL = "smollm2-135m"
+
+# Before any test module imports MLX: after that it would be too late for the whole process.
+blas.install()
 
 # The same examples in every run, however slow the machine is; `--hypothesis-profile=random` looks for others.
 _ANY_PACE = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -13,10 +13,6 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 
-from mlx_serving.native import blas
-
-blas.install()
-
 if TYPE_CHECKING:
     from support.subjects import Subject
 

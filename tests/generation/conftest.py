@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlx_serving.actors.models.record import ModelRecord
-from mlx_serving.native import blas
-
-blas.install()
 
 if TYPE_CHECKING:
     from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine

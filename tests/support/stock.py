@@ -47,14 +47,20 @@ def _theirs(function: Any) -> Any:
     return {ours: theirs for theirs, ours in functions.OURS.values()}.get(function, function)
 
 
-def logprobs_along(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> mx.array:
-    """Log-probabilities [answer, vocabulary] after the prompt and after it with each beginning of the answer.
+def logprobs_along(model: Any, said: Sequence[tuple[list[int], list[int]]]) -> list[mx.array]:
+    """Of each prompt and answer: log-probabilities [answer, vocabulary] after the prompt with each part of the answer.
 
-    All in one pass, which on a CPU is many times faster than one after the other. An answer is the greedy one if
-    each of its tokens is the most probable in its row.
+    An answer is the greedy one if each of its tokens is the most probable in its row. One pass computes all, which on
+    a CPU is many times faster than token by token; sequences are padded at their ends, which no token before sees.
     """
+    whole = [[*prompt, *answer[:-1]] for prompt, answer in said]
+    longest = max(map(len, whole))
     with own_functions(model):
-        logits = model(mx.array([[*prompt, *answer[:-1]]]))[0, len(prompt) - 1 :]
-        logprobs: mx.array = logits - mx.logsumexp(logits, -1, keepdims=True)
+        logits = model(mx.array([ids + [0] * (longest - len(ids)) for ids in whole]))
+        rows = [
+            logits[row, len(prompt) - 1 : len(ids)]
+            for row, ((prompt, _), ids) in enumerate(zip(said, whole, strict=True))
+        ]
+        logprobs = [row - mx.logsumexp(row, -1, keepdims=True) for row in rows]
         mx.eval(logprobs)
     return logprobs
