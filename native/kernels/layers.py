@@ -68,7 +68,10 @@ class NativeLinear(_nn.Linear):  # type: ignore[misc]
 
 
 class NativeEmbedding(_nn.Embedding):  # type: ignore[misc]
-    """A dense embedding as the output layer."""
+    """A dense embedding, which gives float32, also as the output layer."""
+
+    def __call__(self, x: mx.array) -> Any:
+        return super().__call__(x).astype(mx.float32)
 
     def as_linear(self, x: mx.array) -> Any:
         return OPERATIONS.matmul(x, self.weight) if x.dtype in FLOATING else super().as_linear(x)
@@ -98,6 +101,14 @@ class NativeRoPE(_nn.RoPE):  # type: ignore[misc]
         if x.ndim != 4 or x.dtype not in FLOATING or first is None:
             return super().__call__(x, offset=offset)
         return OPERATIONS.rope(x, self.dims, self.traditional, self.base, self.scale, first, None)
+
+
+HALF_PRECISION: dict[type, tuple[str, ...]] = {
+    NativeLinear: ("weight",),
+    NativeEmbedding: ("weight",),
+    NativeQuantizedLinear: ("scales", "biases"),
+}
+"""What layers of ours read in half precision to compute in float32."""
 
 
 def offset_array(offset: int | mx.array) -> mx.array | None:

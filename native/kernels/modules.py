@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn
 
 from mlx_serving.native.kernels import blocks, functions, layers
@@ -45,6 +46,12 @@ def install(model: Any) -> int:
             changed += 1
     functions.install(model)
     return changed + sum(map(blocks.fuse, model.modules()))
+
+
+def half_precision_weights(model: Any) -> list[mx.array]:
+    """What the layers of ours in `model` read in half precision as exactly as in float32."""
+    parts = ((module, name) for module in model.modules() for name in layers.HALF_PRECISION.get(type(module), ()))
+    return [module[name] for module, name in parts if module[name].dtype != mx.float32]
 
 
 def uninstall(model: Any) -> None:

@@ -8,12 +8,13 @@ import mlx.core as mx
 import mlx.nn
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
 from support.stock import own_functions
 
 from mlx_serving.native.kernels import choice, functions
-from mlx_serving.native.kernels.modules import TABLE, install, uninstall
+from mlx_serving.native.kernels.modules import TABLE, half_precision_weights, install, uninstall
 
 nn: Any = mlx.nn
 needs_kernels = pytest.mark.skipif(choice.choice == "pure", reason="the native kernels are not built here")
@@ -119,3 +120,27 @@ def test_a_linear_layer_with_a_bias_adds_it() -> None:
     expected = np.array(layer(x))
     install(layer)
     np.testing.assert_allclose(np.array(layer(x)), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [None, 4])
+def test_weights_that_stay_in_half_precision_give_what_widened_ones_give(bits: int | None) -> None:
+    model = tiny_llama(bits)
+    model.set_dtype(mx.bfloat16)
+    kept = model.parameters()
+    model.set_dtype(mx.float32, lambda dtype: dtype == mx.bfloat16)
+    expected = logits(model, 2)
+    model.update(kept)
+    install(model)
+    narrow = half_precision_weights(model)
+    assert {each.dtype for each in narrow} == {mx.bfloat16}
+    assert len(narrow) == (15 if bits is None else 28)
+    held = {id(each) for each in narrow}
+    model.update(tree_map(lambda each: each if id(each) in held else _widened(each), model.parameters()))
+    got = logits(model, 2)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def _widened(each: mx.array) -> mx.array:
+    return each.astype(mx.float32) if each.dtype == mx.bfloat16 else each

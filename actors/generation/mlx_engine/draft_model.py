@@ -242,8 +242,8 @@ def load_draft(record: ModelRecord, target: ModelRecord, tokenizer: TextTokenize
     kind = settings.speculation.draft_weights
     if kind == "4bit" or (kind == "auto" and loading.is_cpu()):
         round_weights(model)
-    loading.widen(model, record)
     loading.speed_up(model, settings)
+    loading.widen(model, record)
     draft = DraftModel(model, min(record.vocab_size, target.vocab_size), settings.kv_type)
     if not draft.can_roll_back:
         raise ModelLoadFailed(

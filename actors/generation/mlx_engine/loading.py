@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import attrs
 import mlx.core as mx
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_serving.actors.errors import ModelLoadFailed
@@ -23,7 +23,7 @@ from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
 from mlx_serving.native import heap
 from mlx_serving.native.kernels import operations
-from mlx_serving.native.kernels.modules import install
+from mlx_serving.native.kernels.modules import half_precision_weights, install
 
 _DENSE_SHARE = 0.5
 """Of the memory for weights and caches, what weights that were quantised may take dequantised."""
@@ -91,11 +91,17 @@ def failed(record: ModelRecord, error: Exception) -> ModelLoadFailed:
 def widen(model: Any, record: ModelRecord) -> ModelRecord:
     """On the CPU back end compute in float32: half precision is 4 to 20 times slower there.
 
-    Returns the record as it is then.
+    Weights that kernels of ours read in half precision stay so: that is as exact, and half as much to read. Returns the
+    record as it is then.
     """
     if not is_cpu() or not any(weight.dtype in _HALF for weight in _weights(model)):
         return record
-    model.set_dtype(mx.float32, lambda dtype: dtype in _HALF)
+    kept = {id(weight) for weight in half_precision_weights(model)}
+
+    def wide(weight: mx.array) -> mx.array:
+        return weight.astype(mx.float32) if weight.dtype in _HALF and id(weight) not in kept else weight
+
+    model.update(tree_map(wide, model.parameters()))
     mx.eval(model.parameters())
     scale = 2 if record.dtype in ("float16", "bfloat16") else 1
     return attrs.evolve(record, dtype="float32", kv_bytes_per_token=scale * record.kv_bytes_per_token)
@@ -122,6 +128,8 @@ def dequantise(model: Any, settings: Generation) -> Any:
     expected = sum(_dequantised_bytes(module) for module in model.modules())
     if settings.dequantize == "auto" and expected > _DENSE_SHARE * settings.memory_fraction * memory_bytes():
         return model
+    if is_cpu():  # half precision would round the products of digits and scales
+        model.set_dtype(mx.float32, lambda dtype: dtype in _HALF)
     dense = dequantize_model(model)
     mx.eval(dense.parameters())
     mx.clear_cache()
