@@ -15,8 +15,9 @@ import click
 from tools.bench import load as loading
 from tools.bench import report
 from tools.bench.header import header
-from tools.bench.inside.child import MEASURES
+from tools.bench.inside.child import MEASURES, serve_variant
 from tools.bench.inside.child import serve as serve_inside
+from tools.bench.kernels import VARIANTS, LlamaBench
 from tools.bench.peers import llama_server
 from tools.bench.pipeline import request
 from tools.bench.precision import copy_in_float32
@@ -38,7 +39,8 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--out", type=click.Path(path_type=Path), help="Folder of the results [build/benchmarks/TIME]."),
         click.option("--quick/--full", "quick", default=True, help="Show that it works, or measure [quick]."),
         click.option("--llama-server", "llama", type=_FILE, help="Binary of one more peer."),
-        click.option("--gguf", type=_FILE, help="The model's file for that peer."),
+        click.option("--llama-bench", type=_FILE, help="Binary of one more peer of the kernels benchmark."),
+        click.option("--gguf", type=_FILE, help="The model's file for these peers."),
         click.option("--draft", default="", help="Draft model of the speculation benchmark."),
     )
     for option in reversed(options):
@@ -46,11 +48,21 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _run_from(model: str, out: Path | None, quick: bool, llama: Path | None, gguf: Path | None, draft: str) -> Run:
-    if (llama is None) != (gguf is None):
-        raise click.UsageError("--llama-server and --gguf belong together")
+def _run_from(
+    model: str,
+    out: Path | None,
+    quick: bool,
+    llama: Path | None,
+    llama_bench: Path | None,
+    gguf: Path | None,
+    draft: str,
+) -> Run:
+    if (llama is None and llama_bench is None) != (gguf is None):
+        raise click.UsageError("--gguf belongs to --llama-server and --llama-bench")
     peers = (llama_server(llama, gguf),) if llama is not None and gguf is not None else ()
-    return Run(model, out or Path("build/benchmarks") / report.stamp(), QUICK if quick else FULL, peers, draft)
+    bench = LlamaBench(llama_bench, gguf) if llama_bench is not None and gguf is not None else None
+    out = out or Path("build/benchmarks") / report.stamp()
+    return Run(model, out, QUICK if quick else FULL, peers, draft, bench)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,7 +86,7 @@ for _name in BENCHMARKS:
 def _carry_out(name: str, run: Run) -> None:
     before = header()
     result = BENCHMARKS[name](run)
-    path = report.save(run.out, name, before, result, "" if name not in MEASURES else result["model"])
+    path = report.save(run.out, name, before, result, result["model"] if name in (*MEASURES, "kernels") else "")
     report.show(name, ROWS[name](result))
     click.echo(path)
 
@@ -194,6 +206,15 @@ def folder(model: str, folder: Path) -> None:
 def inside(name: str, model: str, quick: bool, draft: str) -> None:
     """Measure the engine in this process; the other commands start this."""
     serve_inside(name, model, quick, draft)
+
+
+@main.command(hidden=True)
+@click.argument("name", type=click.Choice(VARIANTS))
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+@click.option("--repetitions", default=3)
+def variant(name: str, folder: Path, repetitions: int) -> None:
+    """Measure one variant of the CPU back end in this process; the other commands start this."""
+    serve_variant(name, folder, repetitions)
 
 
 @main.command(hidden=True)

@@ -1,8 +1,6 @@
-"""What the native kernels give in one process: `python tools/bench/kernels.py MODEL_FOLDER`.
+"""What the native kernels give: MLX as its wheel is, this engine without them and with them, and llama.cpp, in turns.
 
-Three variants, each in a process of its own: MLX as its wheel is, ours without the kernels (OpenBLAS, dense products
-for many rows), ours with them. A step is timed from its launch until its token can be read, so nothing overlaps. The
-best of the repetitions is shown, with the memory bandwidth measured beside it.
+Everything is in process, without HTTP; each variant has a process of its own in every round.
 """
 
 from __future__ import annotations
@@ -11,82 +9,67 @@ import json
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import attrs
+import numpy as np
+
+from mlx_serving.actors.models.safetensors_file import read_header
+from mlx_serving.native.cores import usable_cores
+
 VARIANTS = ("stock", "pure", "native")
-PROMPT = [1, 504, 3575, 282, 4649, 314]
-STEPS, PREFILL = 48, 512
 
 
-def measure(variant: str, folder: Path) -> dict[str, float]:
-    """Tokens a second with 1 row, 8 rows, and of a prompt."""
-    model = _load(variant, folder)
-    steps = 4 if variant == "stock" else STEPS
+@attrs.frozen
+class LlamaBench:
+    """llama.cpp's own benchmark on a GGUF file."""
+
+    binary: Path
+    gguf: Path
+
+    def measure(self) -> dict[str, float]:
+        """Tokens a second of one row and of a prompt of 512."""
+        options = ("-t", str(usable_cores()), "-p", "512", "-n", "96", "-r", "2", "-o", "json")
+        command = [str(self.binary), "-m", str(self.gguf), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rates = {entry["n_prompt"]: entry["avg_ts"] for entry in json.loads(done.stdout)}
+        return {"1": rates[0], "prompt": rates[512]}
+
+
+def kernels(folder: Path, rounds: int, llama: LlamaBench | None) -> dict[str, Any]:
+    """Rates of every contestant in every round, with the memory bandwidth that was measured in it (bytes a second)."""
+    rates: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    bandwidths = []
+    for number in range(rounds):
+        bandwidths.append(bandwidth(usable_cores()))
+        for variant in VARIANTS:
+            if variant != "stock" or number == 0:  # it takes minutes
+                rates[variant].append(_in_process(variant, folder))
+        if llama is not None:
+            rates["llama.cpp"].append(llama.measure())
     return {
-        "decode": _decode(model, 1, steps),
-        "decode of 8 rows": _decode(model, 8, max(3, steps // 4)),
-        "prefill of 512": _prefill(model, 16 if variant == "stock" else PREFILL),
+        "model": folder.name,
+        "gguf": llama.gguf.name if llama is not None else None,
+        "cores": usable_cores(),
+        "bandwidth": bandwidths,
+        "bytes_a_token": bytes_a_token(folder),
+        "is_dense": "quantization" not in json.loads((folder / "config.json").read_text()),
+        "rates": dict(rates),
     }
 
 
-def _load(variant: str, folder: Path) -> Any:
-    if variant != "stock":
-        from mlx_serving.native import blas
-
-        blas.install()
-    import mlx.core as mx
-    from mlx_lm.utils import load_model
-
-    from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
-    from mlx_serving.native.kernels.modules import install
-
-    mx.set_default_device(mx.cpu)
-    model, _ = load_model(folder)
-    model.set_dtype(mx.float32, lambda dtype: dtype in (mx.float16, mx.bfloat16))
-    if variant == "pure":
-        use_dense_products(model, 8)
-    if variant == "native" and not install(model):
-        raise SystemExit("the native kernels are not built, or for another mlx")
-    return model
-
-
-def _decode(model: Any, rows: int, steps: int) -> float:
-    import mlx.core as mx
-    from mlx_lm.models.cache import make_prompt_cache
-
-    caches = make_prompt_cache(model)
-    token = mx.argmax(model(mx.repeat(mx.array([PROMPT]), rows, 0), cache=caches)[:, -1], -1)
-    mx.eval(token)
-    best = float("inf")
-    for _ in range(steps):
-        start = time.perf_counter()
-        token = mx.argmax(model(token[:, None], cache=caches)[:, -1], -1)
-        mx.eval(token)
-        best = min(best, time.perf_counter() - start)
-    return rows / best
-
-
-def _prefill(model: Any, tokens: int) -> float:
-    import mlx.core as mx
-    from mlx_lm.models.cache import make_prompt_cache
-
-    prompt = mx.random.randint(0, 40000, (1, tokens))
-    best = float("inf")
-    for _ in range(3):
-        caches = make_prompt_cache(model)
-        start = time.perf_counter()
-        model(prompt, cache=caches)
-        mx.eval([(cache.keys, cache.values) for cache in caches])
-        best = min(best, time.perf_counter() - start)
-    return tokens / best
+def _in_process(variant: str, folder: Path) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).parent), "variant", variant, str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def bandwidth(threads: int) -> float:
-    """Gigabytes a second that so many threads read from memory."""
-    import numpy as np
-
+    """Bytes a second that so many threads read from memory; the best of five."""
     parts = [np.ones(32 << 20, dtype=np.int64) for _ in range(threads)]
     best = float("inf")
     with ThreadPoolExecutor(threads) as pool:
@@ -94,24 +77,17 @@ def bandwidth(threads: int) -> float:
             start = time.perf_counter()
             list(pool.map(np.max, parts))
             best = min(best, time.perf_counter() - start)
-    return sum(part.nbytes for part in parts) / best / 1e9
+    return sum(part.nbytes for part in parts) / best
 
 
-def main() -> None:
-    if len(sys.argv) > 2:
-        print(json.dumps(measure(sys.argv[2], Path(sys.argv[1]))))
-        return
-    from mlx_serving import native
-    from mlx_serving.native.cores import usable_cores
-
-    status = native.status()
-    print(f"mlx {status.running_mlx}; kernels: {status.kernels} ({status.kernels_reason})")
-    print(f"memory bandwidth of {usable_cores()} threads: {bandwidth(usable_cores()):.1f} GB/s")
-    for variant in VARIANTS:
-        command = [sys.executable, __file__, sys.argv[1], variant]
-        figures = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        print(f"{variant:8}" + "".join(f"  {name}: {rate:.1f} tok/s" for name, rate in figures.items()), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def bytes_a_token(folder: Path) -> int:
+    """Weights that the kernels read for one token: all layers and the output layer, scales in half precision."""
+    tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in read_header(path)[0]]
+    is_tied = not any(tensor.name.startswith("lm_head.") for tensor in tensors)
+    total = 0
+    for tensor in tensors:
+        if "embed_tokens" in tensor.name and not is_tied:
+            continue
+        is_scale = tensor.dtype == "F32" and tensor.name.endswith((".scales", ".biases"))
+        total += tensor.bytes // 2 if is_scale else tensor.bytes
+    return total

@@ -9,6 +9,7 @@ from typing import Any
 
 from tools.bench.around_rows import around_rows
 from tools.bench.inside_rows import engine_rows, masks_rows, prefill_rows, prefix_rows, sampler_rows, speculation_rows
+from tools.bench.kernels_rows import kernels_rows
 from tools.bench.report import Row
 
 
@@ -75,8 +76,8 @@ def compare_rows(result: dict[str, Any]) -> list[Row]:
     clients = result["plan"]["clients"]
     precision = "a float32 copy of the half-precision model" if result["peers_in_float32"] else "the same model"
     rows = [Row("What mlx_lm runs in the next rows", precision)]
-    rows += _contest(result["one_client"], "one client", {"in process with OpenBLAS": 1.0})
-    rows += _contest(result["many_clients"], f"{clients} clients", {"mlx_lm.server": 1.0})
+    rows += _contest(result["one_client"], "one client", {"in process with OpenBLAS": 1.0, "llama-server": 1.0})
+    rows += _contest(result["many_clients"], f"{clients} clients", {"mlx_lm.server": 1.0, "llama-server": 1.0})
     for count, contest in result["mixed_clients"].items():
         rows += _contest(contest, f"{count} clients with mixed sampling", {"mlx_lm.server": 1.2})
     return rows
@@ -175,6 +176,7 @@ def _gain(pairs: dict[str, Any], unit: str) -> str:
 
 ROWS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "compare": compare_rows,
+    "kernels": kernels_rows,
     "equality": equality_rows,
     "pipeline": pipeline_rows,
     "memory": memory_rows,

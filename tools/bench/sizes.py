@@ -25,6 +25,7 @@ class Size:
     prefill_tokens: int
     prefill_repetitions: int
     around_repetitions: int
+    kernels_rounds: int
 
 
 QUICK = Size(
@@ -43,6 +44,7 @@ QUICK = Size(
     prefill_tokens=64,
     prefill_repetitions=1,
     around_repetitions=2,
+    kernels_rounds=1,
 )
 FULL = Size(
     compare_tokens=24,
@@ -60,4 +62,5 @@ FULL = Size(
     prefill_tokens=256,
     prefill_repetitions=2,
     around_repetitions=15,
+    kernels_rounds=3,
 )

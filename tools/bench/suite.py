@@ -15,6 +15,8 @@ from tools.bench.compare import Plan
 from tools.bench.compare import compare as measure_compare
 from tools.bench.equality import equality as measure_equality
 from tools.bench.inside.child import MEASURES, make_folder, measure
+from tools.bench.kernels import LlamaBench
+from tools.bench.kernels import kernels as measure_kernels
 from tools.bench.memory import memory as measure_memory
 from tools.bench.peers import Recipe, Server, mlx_lm_server, ours
 from tools.bench.pipeline import measure as measure_pipeline
@@ -38,6 +40,8 @@ class Run:
     peers: tuple[Recipe, ...] = ()
     draft: str = ""
     """Model or folder, for the speculation benchmark."""
+    llama: LlamaBench | None = None
+    """For the kernels benchmark."""
 
     def folder(self) -> Path:
         """The model's folder; fetches the model when it is not there."""
@@ -90,6 +94,10 @@ def _around(run: Run) -> dict[str, Any]:
     return measure_around(run.folder(), run.size.around_repetitions)
 
 
+def _kernels(run: Run) -> dict[str, Any]:
+    return measure_kernels(run.folder(), run.size.kernels_rounds, run.llama)
+
+
 def _inside(name: str) -> Callable[[Run], dict[str, Any]]:
     def run_inside(run: Run) -> dict[str, Any]:
         model = run.model if run.model.startswith("random:") else str(run.folder())
@@ -105,6 +113,7 @@ BENCHMARKS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "slow_reader": _slow_reader,
     "blas": _blas,
     "around": _around,
+    "kernels": _kernels,
     "equality": _equality,
     "compare": _compare,
     "memory": _memory,

@@ -67,3 +67,18 @@ def _measures() -> dict[str, Callable[..., dict[str, Any]]]:
     from tools.bench.inside.sampler import sampler
 
     return {"engine": decode, "prefill": interference, "prefix": reuse, "masks": masks, "sampler": sampler}
+
+
+def serve_variant(variant: str, folder: Path, repetitions: int) -> None:
+    """The speed of one variant of the CPU back end, on standard output. Stock MLX comes with its own BLAS."""
+    from mlx_serving.native import blas
+
+    if variant != "stock":
+        blas.install()
+    from tools.bench.inside.kernels import kernels
+    from tools.bench.inside.models import subject
+
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)
+        with subject(str(folder)) as loaded:
+            json.dump(kernels(loaded, variant, repetitions), output)
