@@ -21,6 +21,8 @@ from mlx_serving.actors.models.safetensors_file import read_header
 from mlx_serving.native.cores import usable_cores
 
 VARIANTS = ("stock", "pure", "native")
+_LARGE = 500_000_000
+"""Bytes of weights a token reads from which only the native kernels are measured: the others take minutes a round."""
 
 
 @attrs.frozen
@@ -43,9 +45,11 @@ def kernels(folder: Path, rounds: int, llama: LlamaBench | None) -> dict[str, An
     """Rates of every contestant in every round, with the memory bandwidth that was measured in it (bytes a second)."""
     rates: dict[str, list[dict[str, Any]]] = defaultdict(list)
     bandwidths = []
+    weights = bytes_a_token(folder)
+    variants = VARIANTS if weights < _LARGE else ("native",)
     for number in range(rounds):
         bandwidths.append(bandwidth(usable_cores()))
-        for variant in VARIANTS:
+        for variant in variants:
             if variant != "stock" or number == 0:  # it takes minutes
                 rates[variant].append(_in_process(variant, folder))
         if llama is not None:
@@ -55,7 +59,7 @@ def kernels(folder: Path, rounds: int, llama: LlamaBench | None) -> dict[str, An
         "gguf": llama.gguf.name if llama is not None else None,
         "cores": usable_cores(),
         "bandwidth": bandwidths,
-        "bytes_a_token": bytes_a_token(folder),
+        "bytes_a_token": weights,
         "is_dense": "quantization" not in json.loads((folder / "config.json").read_text()),
         "rates": dict(rates),
     }

@@ -26,7 +26,9 @@ def kernels_rows(result: dict[str, Any]) -> list[Row]:
         if "stock" in rates:
             theirs = rates["stock"][0][form]
             rows.append(_ratio(f"{name}: in units of {_STOCK}", ours, [theirs] * len(ours), _LEAST_OF_STOCK))
-        rows.append(_ratio(f"{name}: in units of no native kernels", ours, [each[form] for each in rates["pure"]]))
+        if "pure" in rates:
+            without = [each[form] for each in rates["pure"]]
+            rows.append(_ratio(f"{name}: in units of no native kernels", ours, without))
         if "llama.cpp" in rates and form in rates["llama.cpp"][0]:
             least = _LEAST_OF_LLAMA.get(model, _LEAST_OF_LLAMA_ELSE).get(form)
             rivals = [each[form] for each in rates["llama.cpp"]]
