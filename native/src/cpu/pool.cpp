@@ -13,7 +13,7 @@ namespace {
 constexpr int kWorkerSpins = 4000;
 // A caller whose last chunk is with a descheduled thread gives its core away after this many turns.
 constexpr int kCallerSpins = 2000;
-constexpr unsigned kMostWorkers = 255;
+constexpr int kMostWorkers = 255;
 
 // Chunks that lie together: a thread goes through its own share in order, so that what it fetches ahead is its own, and
 // then helps the others with theirs.
@@ -40,10 +40,11 @@ struct Pool {
   int sharing = 1;
   Share shares[kMostWorkers + 1];
 
-  // A counter of the work given out, with the number of workers that take part in its lowest byte: a worker learns
-  // both at once, so one that does not take part can never mix two works up.
+  // Twice the number of works given out, and one more while there may be chunks to take. A worker counts itself in and
+  // looks; the caller closes and then waits until nobody is inside. So whoever comes late, because its core was taken,
+  // holds nobody up.
   alignas(64) std::atomic<unsigned> turn{0};
-  alignas(64) std::atomic<int> finished{0};
+  alignas(64) std::atomic<int> inside{0};
   alignas(64) std::atomic<int> asleep{0};
 
   void take(int own) {
@@ -57,39 +58,42 @@ struct Pool {
   void work(int index, unsigned seen) {
     for (;;) {
       seen = await(seen);
-      if (index < int(seen & kMostWorkers)) {
-        take(index + 1);
-        finished.fetch_add(1, std::memory_order_release);
-      }
+      inside.fetch_add(1);
+      if (is_open(turn.load()) && index + 1 < sharing) take(index + 1);
+      inside.fetch_sub(1, std::memory_order_release);
     }
   }
 
+  static bool is_open(unsigned turn) { return turn % 2 == 1; }
+
+  // The turn after `seen` that is open.
   unsigned await(unsigned seen) {
     for (int spin = 0; spin < kWorkerSpins; spin++) {
       unsigned now = turn.load(std::memory_order_acquire);
-      if (now != seen) return now;
+      if (now != seen && is_open(now)) return now;
       relax();
     }
     asleep.fetch_add(1);
-    while (turn.load() == seen) turn.wait(seen);
+    unsigned now = turn.load();
+    for (; now == seen || !is_open(now); now = turn.load()) turn.wait(now);
     asleep.fetch_sub(1);
-    return turn.load(std::memory_order_acquire);
+    return now;
   }
 
   void run(int count, ChunkFunction chunk_function, void* chunk_context) {
-    int taking = std::min(started, std::min(wanted, count)) - 1;
     function = chunk_function;
     context = chunk_context;
-    sharing = taking + 1;
+    sharing = std::min(started, std::min(wanted, count));
     for (int i = 0; i < sharing; i++) {
       shares[i].end = int(long(count) * (i + 1) / sharing);
       shares[i].next.store(int(long(count) * i / sharing), std::memory_order_relaxed);
     }
-    finished.store(0, std::memory_order_relaxed);
-    turn.store((turn.load(std::memory_order_relaxed) & ~kMostWorkers) + kMostWorkers + 1 + unsigned(taking));
+    unsigned now = turn.load(std::memory_order_relaxed);
+    turn.store(now + 1);
     if (asleep.load() > 0) turn.notify_all();
     take(0);
-    for (int spin = 0; finished.load(std::memory_order_acquire) < taking; spin++) {
+    turn.store(now + 2);
+    for (int spin = 0; inside.load() > 0; spin++) {
       if (spin < kCallerSpins) relax();
       else std::this_thread::yield();
     }
@@ -107,7 +111,7 @@ Pool& pool() {
 void set_threads(int count) {
   Pool& shared = pool();
   std::lock_guard<std::mutex> hold(shared.entry);
-  shared.wanted = std::clamp(count, 1, int(kMostWorkers));
+  shared.wanted = std::clamp(count, 1, kMostWorkers);
   for (; shared.started < shared.wanted; shared.started++) {
     int index = shared.started - 1;
     unsigned seen = shared.turn.load();
