@@ -9,6 +9,7 @@ import mlx.nn
 import numpy as np
 import pytest
 
+from mlx_serving.actors.generation.mlx_engine import cpu_products
 from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
 
 nn: Any = mlx.nn
@@ -34,9 +35,26 @@ def test_dense_and_quantised_products_agree(bits: int, rows: int) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_the_switch_and_half_precision_leave_layers_alone() -> None:
+def test_the_switch_leaves_layers_alone() -> None:
     model = Model(4, 32)
     assert use_dense_products(model, 0) == 0
-    model.set_dtype(mx.float16)
-    assert use_dense_products(model, 4) == 0
     assert type(model.layer) is nn.QuantizedLinear
+
+
+def test_layers_in_half_precision_go_the_dense_way_once_they_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(4, 32)
+    model.set_dtype(mx.float16)
+    use_dense_products(model, 4)
+    inner, dense = cpu_products._dequantised, []
+
+    def noted(layer: Any) -> mx.array:
+        dense.append(layer)
+        return inner(layer)
+
+    monkeypatch.setattr(cpu_products, "_dequantised", noted)
+    x = mx.random.normal((1, 4, 64), key=mx.random.key(1))
+    mx.eval(model.layer(x.astype(mx.float16)), model.embed.as_linear(x.astype(mx.float16)))
+    assert not dense
+    model.set_dtype(mx.float32)
+    mx.eval(model.layer(x), model.embed.as_linear(x))
+    assert dense == [model.layer, model.embed]

@@ -27,23 +27,22 @@ def _dequantised(layer: Any) -> mx.array:
     )
 
 
-def _rows(x: mx.array) -> int:
-    return x.size // x.shape[-1]
-
-
 def use_dense_products(model: Any, from_rows: int) -> int:
     """Let the quantised layers of `model` take the dense way from `from_rows` rows on; 0 leaves them alone.
 
-    Returns how many layers changed. Only layers whose scales are float32 do: the BLAS has no half precision.
+    Returns how many layers changed. They go that way while their scales are float32: the BLAS has no half precision.
     """
     if not from_rows:
         return 0
+
+    def pays(layer: Any, x: mx.array) -> bool:
+        return x.size // x.shape[-1] >= from_rows and bool(layer.scales.dtype == mx.float32)
 
     class DenseLinear(_nn.QuantizedLinear):  # type: ignore[misc]
         """A quantised linear layer that multiplies densely when it pays."""
 
         def __call__(self, x: mx.array) -> Any:
-            if _rows(x) < from_rows:
+            if not pays(self, x):
                 return super().__call__(x)
             y = x @ _dequantised(self).T
             return y + self.bias if "bias" in self else y
@@ -52,10 +51,10 @@ def use_dense_products(model: Any, from_rows: int) -> int:
         """A quantised embedding whose use as output layer multiplies densely when it pays."""
 
         def as_linear(self, x: mx.array) -> Any:
-            return super().as_linear(x) if _rows(x) < from_rows else x @ _dequantised(self).T
+            return x @ _dequantised(self).T if pays(self, x) else super().as_linear(x)
 
     ways: dict[type, type] = {_nn.QuantizedLinear: DenseLinear, _nn.QuantizedEmbedding: DenseEmbedding}
-    layers = [each for each in model.modules() if type(each) in ways and each.scales.dtype == mx.float32]
+    layers = [each for each in model.modules() if type(each) in ways]
     for layer in layers:
         layer.__class__ = ways[type(layer)]
     return len(layers)
