@@ -108,6 +108,9 @@ def active_guide(row: Row) -> Guide | None:
 
 def follow(row: Row, token_id: int) -> Followed:
     """Let the row's guide take in a token of the answer, if it has one that goes on."""
+    failure = None if row.guide is None else row.guide.failure
+    if failure is not None:  # told by the masks that the token was drawn with
+        return Followed(error=failure)
     guide = active_guide(row)
     if guide is None:
         return Followed()

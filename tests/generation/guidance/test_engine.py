@@ -224,3 +224,17 @@ def test_a_step_that_fails_loses_no_token_that_was_read(
     monkeypatch.setattr(decoding, "_go", fail_once)
     driver.run()
     assert driver.ids(again) == driver.ids(whole)
+
+
+def test_a_guide_that_fails_between_its_tokens_ends_its_row(plain_engine: MlxEngine) -> None:
+    """As one does whose masks become too much: no token comes that nothing held."""
+    driver = Driver(plain_engine)
+    row = driver.submit(PROMPTS[0], GREEDY, STOP, guidance=SCHEMA)
+    driver.run_until(row, 3)
+    said = list(driver.sequences[row].ids)
+    guide = plain_engine._rows[row].guide
+    assert guide is not None
+    assert not guide.matcher.consume_token(0)
+    driver.run()
+    assert driver.sequences[row].error is not None
+    assert driver.sequences[row].ids == said
