@@ -36,7 +36,7 @@ from mlx_serving.actors.generation.mlx_engine.reuse import reuse_for
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
 from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
-from mlx_serving.actors.generation.mlx_engine.speculation import Speculator, speculator_for
+from mlx_serving.actors.generation.mlx_engine.speculation import Checked, Speculator, speculator_for
 from mlx_serving.actors.generation.request import answer_limit, answer_of, is_prefill_only, prompt_of
 from mlx_serving.actors.messages.admission import SequenceOutput
 from mlx_serving.actors.messages.batching import SequenceQueued
@@ -134,7 +134,7 @@ class MlxEngine:
         if self._steps % _STEPS_BETWEEN_CLEARINGS == 0:
             loading.return_memory()
         self._rest()
-        checked = self._decoding.checked
+        checked = Checked() if self._said_first else self._decoding.checked
         return StepReport(
             self._outputs.all(),
             rows=max(stepped, len(checked.said)),

@@ -133,6 +133,17 @@ def test_a_right_prediction_is_accepted_to_its_end(plain: MlxEngine, looking: Ml
     assert said.outputs < expected.outputs / 3
 
 
+def test_a_step_that_checks_nothing_tells_of_no_check_before_it(plain: MlxEngine, looking: MlxEngine) -> None:
+    expected = run(plain, PROMPTS[2])
+    driver = Driver(looking)
+    driver.submit(PROMPTS[2], prediction_ids=pack_ids(expected.ids))
+    assert driver.run()[-1].drafted > 0
+    driver.submit(PROMPTS[2])
+    report = driver.step()
+    assert (report.rows, report.tokens) == (1, 1)
+    assert (report.drafted, report.accepted) == (0, ())
+
+
 def test_a_wrong_prediction_changes_nothing(plain: MlxEngine, looking: MlxEngine) -> None:
     expected = run(plain, PROMPTS[2])
     wrong = [(token + 1) % 256 for token in expected.ids]
