@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from mlx_serving.native.kernels.modules import half_precision_weights, install
 
 _DENSE_SHARE = 0.5
 """Of the memory for weights and caches, what weights that were quantised may take dequantised."""
-_KEPT_CACHE_BYTES = {"cpu": 32 << 20, "metal": 32 << 20, "cuda": 1 << 30}
+_KEPT_CACHE_BYTES = {"cpu": 32 << 20, "metal": 32 << 20, "cuda": math.inf}
 """What the allocator may keep over a rest. On CUDA its own limit is enough: the driver would have to map again at
 the next request what it is given back."""
 _HALF = (mx.float16, mx.bfloat16)
