@@ -31,10 +31,6 @@ def choose(setting: str) -> None:
     _chosen = setting == "on" or (setting == "auto" and bool(mx.cuda.is_available()))
 
 
-def is_chosen() -> bool:
-    return _chosen
-
-
 def attention(
     queries: mx.array,
     keys: mx.array,
