@@ -114,8 +114,9 @@ def _measure(
 
 
 def _measure_mixed(servers: Sequence[Server], chats: list[Messages], plan: Plan) -> dict[str, list[float]]:
-    """Rates while all decode; answers that are sampled may end early."""
+    """Rates while all decode, of those who decode so many at once; answers that are sampled may end early."""
     rates: dict[str, list[float]] = defaultdict(list)
+    servers = [server for server in servers if server.recipe.slots >= len(chats)]
     requests = [_request(chat, plan.tokens, _SAMPLINGS[i % len(_SAMPLINGS)]) for i, chat in enumerate(chats)]
     for _ in range(plan.repetitions):
         for server in servers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import os
 import signal
 import socket
@@ -36,7 +37,7 @@ class Recipe:
     """How one kind of server is started. `{port}` in the command is filled in.
 
     `ready` is the path that answers 200 once it serves; `model` is what requests name. `extras` are body
-    fields that only this server understands.
+    fields that only this server understands. It decodes at most `slots` answers at once.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Recipe:
     model: str
     environment: dict[str, str] = attrs.field(factory=dict)
     extras: dict[str, Any] = attrs.field(factory=dict)
+    slots: float = math.inf
 
 
 def ours(model: str, settings: Mapping[str, str] | None = None) -> Recipe:
@@ -67,7 +69,7 @@ def mlx_lm_server(folder: Path, blas: bool = False) -> Recipe:
 def llama_server(binary: Path, gguf: Path, slots: int = 8) -> Recipe:
     """llama.cpp's server on a GGUF file."""
     options = ("-m", str(gguf), "--host", "127.0.0.1", "--port", "{port}", "-np", str(slots))
-    return Recipe("llama-server", (str(binary), *options), "/health", "default")
+    return Recipe("llama-server", (str(binary), *options), "/health", "default", slots=slots)
 
 
 @attrs.define(eq=False)
