@@ -243,7 +243,7 @@ class Generation:
     max_prefills: int = setting(2, "Prompts prefilled side by side while others decode.", minimum=1)
     prefill_tokens: int = setting(512, "Most prompt tokens processed between two decode steps.", minimum=16)
     prefill_slowdown: float = setting(
-        1.75, "How many times longer than others a decode step may take that has prompt tokens beside it.", minimum=1
+        2.0, "How many times longer than others a decode step may take that has prompt tokens beside it.", minimum=1
     )
     inter_token_seconds: float = setting(
         0.0, "Longest such step, in seconds, whatever prefill_slowdown allows; 0: no such bound.", minimum=0

@@ -23,7 +23,7 @@ from mlx_serving.actors.generation.mlx_engine.speculation import Checked, Specul
 from mlx_serving.actors.generation.pacing import PrefillPace
 from mlx_serving.config.schema import Generation
 
-_LEAST_PREFILL_TOKENS = 16
+_LEAST_PREFILL_TOKENS = 8
 _OVERLAP_BYTES = {"cpu": 4 << 20, "metal": 16 << 20, "cuda": 256 << 20}
 """What is copied sooner than the device would stand idle between steps."""
 
