@@ -49,8 +49,14 @@ def install(model: Any) -> int:
 
 
 def half_precision_weights(model: Any) -> list[mx.array]:
-    """What the layers of ours in `model` read in half precision as exactly as in float32."""
-    parts = ((module, name) for module in model.modules() for name in layers.HALF_PRECISION.get(type(module), ()))
+    """What the layers of ours in `model` read in half precision as exactly as in float32.
+
+    Of embeddings only in families known to ask them alone: other models may multiply with their weight themselves.
+    """
+    kinds = {kind: names for kind, names in layers.HALF_PRECISION.items() if kind is not layers.NativeEmbedding}
+    if type(model).__module__ in blocks.FAMILIES:
+        kinds = layers.HALF_PRECISION
+    parts = ((module, name) for module in model.modules() for name in kinds.get(type(module), ()))
     return [module[name] for module, name in parts if module[name].dtype != mx.float32]
 
 

@@ -11,6 +11,9 @@ from mlx_serving.native import kernel_choice
 from mlx_serving.native.cores import usable_cores
 from mlx_serving.native.kernel_choice import KernelChoice
 
+_NEWEST = ("Stack",)
+"""What a build from before the last addition lacks."""
+
 
 def _load() -> tuple[ModuleType, KernelChoice]:
     planned = kernel_choice.plan()
@@ -21,6 +24,12 @@ def _load() -> tuple[ModuleType, KernelChoice]:
         module = importlib.import_module("mlx_serving.native._kernels")
     except ImportError as error:
         reason = f"the native kernels cannot be loaded: {error}"
+        return pure, KernelChoice("pure", reason, planned.built_for_mlx)
+    missing = [name for name in _NEWEST if not hasattr(module, name)]
+    if missing:
+        reason = (
+            f"the native kernels were built from older sources: they have no {', '.join(missing)}; build them again"
+        )
         return pure, KernelChoice("pure", reason, planned.built_for_mlx)
     module.set_threads(usable_cores())
     return module, planned

@@ -13,7 +13,7 @@ from contextlib import suppress
 import attrs
 import mlx.core as mx
 
-from mlx_serving.actors.errors import ServingError
+from mlx_serving.actors.errors import GenerationFailed, ServingError, describe
 from mlx_serving.actors.generation.guidance.beginning import begin_guide
 from mlx_serving.actors.generation.guidance.compiler import GuideCompiler
 from mlx_serving.actors.generation.guidance.guide import Guide
@@ -118,6 +118,8 @@ def follow(row: Row, token_id: int) -> Followed:
         guide.advance(token_id)
     except ServingError as error:
         return Followed(error=error)
+    except Exception as error:  # this row's alone: other rows' guides have their tokens already
+        return Followed(error=GenerationFailed(f"the guide of this answer failed: {describe(error)}"))
     return Followed(guide.is_complete)
 
 

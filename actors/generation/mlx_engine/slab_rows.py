@@ -311,10 +311,12 @@ def rows_cache_for(
 
 
 def _ways(kernel: InPlace | None) -> list[InPlace | None]:
-    """To keep keys and values, the best first. A kernel that fails with several tokens may do for one."""
-    if kernel is None or kernel.most_tokens == 1:
-        return [kernel, None] if kernel is not None else [None]
-    return [kernel, attrs.evolve(kernel, most_tokens=1), None]
+    """To keep keys and values, the best first. A kernel whose stack fails may do layer by layer, one that fails with
+    several tokens for one."""
+    if kernel is None:
+        return [None]
+    alone = attrs.evolve(kernel, stack=None)
+    return list(dict.fromkeys([kernel, alone, attrs.evolve(alone, most_tokens=1), None]))
 
 
 _PROBE = [3, 1, 4, 1, 5]

@@ -50,6 +50,8 @@ struct Pool {
   void take(int own) {
     for (int i = 0; i < sharing; i++) {
       Share& share = shares[(own + i) % sharing];
+      // A look costs less than counting on what is empty.
+      if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
       for (int chunk; (chunk = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
         function(context, chunk);
     }
