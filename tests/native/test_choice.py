@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 
 from mlx_serving import native
 from mlx_serving.native import kernel_choice
+from mlx_serving.native.kernels import choice as kernels_in_use
+from mlx_serving.native.kernels import pure
 
 BUILT = importlib.util.find_spec("mlx_serving.native._accelerator") is not None
 REPORT = "from mlx_serving.native import StopMatcher, status; print(status().choice, StopMatcher.__module__)"
@@ -67,3 +70,13 @@ def test_kernels_that_were_not_built_say_what_to_do(monkeypatch: pytest.MonkeyPa
 def test_forcing_pure_switches_the_kernels_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_SERVING_NATIVE", "pure")
     assert kernel_choice.plan().reason == "forced by MLX_SERVING_NATIVE=pure"
+
+
+@pytest.mark.skipif(kernels_in_use.choice == "pure", reason="the native kernels are not built here")
+def test_kernels_from_older_sources_are_named_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    operations = importlib.import_module("mlx_serving.native.kernels.operations")
+    monkeypatch.setattr(operations, "_NEWEST", ("Stack", "what_a_later_version_adds"))
+    module, choice = operations._load()
+    assert module is pure
+    assert choice.choice == "pure"
+    assert "they have no what_a_later_version_adds; build them again" in choice.reason

@@ -238,3 +238,22 @@ def test_a_guide_that_fails_between_its_tokens_ends_its_row(plain_engine: MlxEng
     driver.run()
     assert driver.sequences[row].error is not None
     assert driver.sequences[row].ids == said
+
+
+def test_a_guide_that_breaks_in_a_way_of_its_own_ends_its_row_alone(
+    plain_engine: MlxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(plain_engine)
+    whole = driver.submit(PROMPTS[0], Sampling(seed=9), STOP, guidance=SCHEMA)
+    driver.run()
+    row, other = (driver.submit(prompt, Sampling(seed=9), STOP, guidance=SCHEMA) for prompt in PROMPTS[1::-1])
+    driver.run_until(row, 3)
+    guide = plain_engine._rows[row].guide
+
+    def break_down(token_id: int) -> None:
+        raise OverflowError(token_id)
+
+    monkeypatch.setattr(guide, "advance", break_down)
+    driver.run()
+    assert "OverflowError" in str(driver.sequences[row].error)
+    assert driver.sequences[other].ids == driver.sequences[whole].ids
