@@ -10,8 +10,8 @@ import attrs
 if TYPE_CHECKING:
     from attrs import frozen as hot
 else:
-    # Nobody changes an instance, which type checkers see to, but for the pool of an engine's outputs, which makes one anew
-    # in its place. At run time a frozen class takes three times as long to make one, for each field is set through
+    # Nobody changes an instance, which type checkers see to; only the pool of an engine's outputs makes one anew in its
+    # place. At run time a frozen class takes three times as long to make one, for each field is set through
     # `object.__setattr__`.
     hot = partial(attrs.define, unsafe_hash=True)
 
