@@ -21,7 +21,7 @@ from mlx_serving.actors.models.safetensors_file import read_header
 from mlx_serving.native.cores import usable_cores
 
 VARIANTS = ("stock", "pure", "native")
-_LARGE = 300_000_000
+_LARGE = 200_000_000
 """Bytes of weights a token reads from which only the native kernels are measured: the others take minutes a round."""
 
 
