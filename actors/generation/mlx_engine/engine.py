@@ -7,6 +7,8 @@ that is all that the step does.
 
 When a batch fails, its rows are computed again from their tokens, and each has to decode one token alone
 before it may join the others: the row at fault fails there by itself.
+
+Over 400 lines, for every part of a step has to know how rows leave it; what the parts do stands in their own modules.
 """
 
 from __future__ import annotations
