@@ -17,15 +17,8 @@ from mlx_serving.native.kernels import choice, functions
 from mlx_serving.native.kernels.modules import TABLE, half_precision_weights, install, uninstall
 
 nn: Any = mlx.nn
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 needs_kernels = pytest.mark.skipif(choice.choice == "pure", reason="the native kernels are not built here")
-
-
-@pytest.fixture(autouse=True)
-def _on_the_cpu() -> Any:
-    before = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(before)
 
 
 def tiny_llama(bits: int | None) -> Any:

@@ -15,7 +15,10 @@ from mlx_serving.native.kernels import choice, operations
 from mlx_serving.native.kernels.modules import install
 from mlx_serving.native.kernels.stacks import DecoderStack, can_stack
 
-pytestmark = pytest.mark.skipif(choice.choice == "pure", reason="the native kernels are not built here")
+pytestmark = [
+    pytest.mark.usefixtures("on_the_cpu"),
+    pytest.mark.skipif(choice.choice == "pure", reason="the native kernels are not built here"),
+]
 nn: Any = mlx.nn
 LAYERS, KV_HEADS, SIZE, VOCABULARY = 3, 2, 32, 96
 SHAPE: dict[str, Any] = {
@@ -27,14 +30,6 @@ SHAPE: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "vocab_size": VOCABULARY,
 }
-
-
-@pytest.fixture(autouse=True)
-def _on_the_cpu() -> Any:
-    before = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(before)
 
 
 def tiny(family: Any, bits: int | None, tied: bool) -> Any:
