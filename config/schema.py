@@ -263,7 +263,8 @@ class Generation:
         "auto", "Keep quantised weights dequantised in memory; `auto`: on CUDA, where they leave half of it free."
     )
     sampler_kernel: Literal["auto", "on", "off"] = setting(
-        "auto", "Draw the tokens of all rows by one kernel of ours; `auto`: on CUDA. Metal's has not been run."
+        "auto",
+        "Draw the tokens of all rows by one kernel of ours; `auto`: on the CPU and on CUDA. Metal's has not been run.",
     )
     compile_steps: Literal["auto", "on", "off"] = setting(
         "auto", "Compile the decode steps that write in place; `auto`: on CUDA."

@@ -46,6 +46,15 @@ def attend_in_place(
     lengths: mx.array,
     scale: float,
 ) -> mx.array: ...
+def draw(logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.array) -> mx.array: ...
+def adjust(
+    logits: mx.array,
+    places: mx.array,
+    bias: mx.array | None,
+    counts: mx.array | None,
+    seen: mx.array | None,
+    penalties: mx.array,
+) -> mx.array: ...
 
 class Block:
     def __init__(

@@ -1,4 +1,7 @@
-"""The pure twin of `_kernels`, in MLX's own operations: same names, same arguments, same results up to rounding."""
+"""The pure twin of `_kernels`, in MLX's own operations: same names, same arguments, same results up to rounding.
+
+That of `draw` and `adjust` is what the engine does without them, in its `sampling` and `penalties`.
+"""
 
 from __future__ import annotations
 

@@ -47,6 +47,9 @@ NB_MODULE(_kernels, m) {
         "lengths"_a, "scale"_a, "group_size"_a, "bits"_a);
   m.def("attend_in_place", &mlx_serving::attend_in_place, "queries"_a, "keys"_a, "values"_a, "slab_keys"_a,
         "slab_values"_a, "lengths"_a, "scale"_a);
+  m.def("draw", &mlx_serving::draw, "logits"_a, "masks"_a.none(), "floats"_a, "limits"_a);
+  m.def("adjust", &mlx_serving::adjust, "logits"_a, "places"_a, "bias"_a.none(), "counts"_a.none(), "seen"_a.none(),
+        "penalties"_a);
 
   using mlx_serving::Block, mlx_serving::BlockParameters, mlx_serving::LinearParameters;
   nb::class_<Block>(m, "Block")

@@ -1,7 +1,8 @@
-"""The sampler against NumPy and against the distributions it should follow."""
+"""The sampler against NumPy and against the distributions it should follow, by MLX's operations and natively."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -12,13 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mlx_serving.actors.generation.mlx_engine import draw_kernel
 from mlx_serving.actors.generation.mlx_engine.sampling import Draw, RowSampling, Sampler
 from mlx_serving.actors.messages.values import Sampling
+from mlx_serving.native import kernels
 
 Array = NDArray[Any]
 DRAWS = 20_000
 RNG = np.random.default_rng(5)
 LOGITS = RNG.normal(size=24).astype(np.float32) * 1.5
+
+
+@pytest.fixture(scope="module", params=["operations", "cpu"], autouse=True)
+def _way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How tokens are drawn in this process."""
+    if request.param == "cpu" and kernels.choice.choice == "pure":
+        pytest.skip("the native kernels are not built here")
+    before = draw_kernel._way
+    draw_kernel._way = request.param
+    yield
+    draw_kernel._way = before
 
 
 def expected_distribution(logits: Array, sampling: Sampling) -> Array:

@@ -75,7 +75,7 @@ def test_forcing_pure_switches_the_kernels_off_too(monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(kernels_in_use.choice == "pure", reason="the native kernels are not built here")
 def test_kernels_from_older_sources_are_named_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     operations = importlib.import_module("mlx_serving.native.kernels.operations")
-    monkeypatch.setattr(operations, "_NEWEST", ("Stack", "what_a_later_version_adds"))
+    monkeypatch.setattr(operations, "_NEWEST", ("draw", "what_a_later_version_adds"))
     module, choice = operations._load()
     assert module is pure
     assert choice.choice == "pure"

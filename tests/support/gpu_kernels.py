@@ -211,7 +211,9 @@ def _fresh(shape: tuple[int, ...], dtype: mx.Dtype) -> NDArray[Any]:
     """An output that shows where nothing was written to it: NaN, or a large number."""
     if dtype == mx.bfloat16:
         return np.full(shape, 0x7FFF, dtype=np.uint16)
-    return np.full(shape, np.nan, np.float32) if dtype == mx.float32 else np.full(shape, 0xDEADBEEF, np.uint32)
+    if dtype == mx.float32:
+        return np.full(shape, np.nan, np.float32)
+    return np.full(shape, 0xDEADBEEF, np.uint32).view(np.int32 if dtype == mx.int32 else np.uint32)
 
 
 @functools.cache

@@ -69,7 +69,7 @@ class Batch:
         self.cache = cache
         self._adapters = adapters
         self.rows: list[Row] = []
-        self._inputs = mx.zeros(0, dtype=mx.uint32)
+        self._inputs = mx.zeros(0, dtype=mx.int32)
         self._sampler: Sampler | None = None
         self._parameters: list[Sampling] = []
         self._asked: tuple[int, ...] = ()
@@ -77,7 +77,7 @@ class Batch:
     def join(self, added: Sequence[Row]) -> None:
         """Take in rows that are prefilled up to their last id, together with their caches."""
         order = self.cache.join([_owned(row) for row in added])
-        last = mx.array([row.ids[-1] for row in added], dtype=mx.uint32)
+        last = mx.array([row.ids[-1] for row in added], dtype=mx.int32)
         self._inputs = mx.concatenate([self._inputs, last]) if self.rows else last
         self.rows = [*self.rows, *added]
         self._reorder(order)
@@ -126,12 +126,12 @@ class Batch:
         adapters = [row.adapter for row in self.rows]
         self._adapters.select(adapters)
         drafts = drafts.astype(mx.int32)
-        inputs = mx.concatenate([self._inputs[:, None].astype(mx.int32), drafts], axis=1)
+        inputs = mx.concatenate([self._inputs[:, None], drafts], axis=1)
         logits = self.cache.forward(inputs, is_plain=not any(adapters))
         is_proposed = mx.arange(drafts.shape[1]) < mx.array(list(counts), dtype=mx.int32)[:, None]
         if drafted is not None:
             drafted = mx.where(is_proposed[..., None], drafted, 0.0)
-        tokens = self._prepared_sampler().ahead(logits, drafts, masks, drafted).astype(mx.int32)
+        tokens = self._prepared_sampler().ahead(logits, drafts, masks, drafted)
         is_accepted = mx.logical_and(tokens[:, :-1] == drafts, is_proposed)
         accepted = mx.cumprod(is_accepted.astype(mx.int32), axis=1).sum(axis=1)
         is_finite = mx.isfinite(mx.max(logits, axis=-1))
@@ -147,7 +147,7 @@ class Batch:
         tokens = mx.maximum(check.tokens, 0)
         self._prepared_sampler().advance(tokens, counts)
         last = mx.array(list(counts), dtype=mx.int32)[:, None] - 1
-        self._inputs = mx.take_along_axis(tokens, last, axis=1)[:, 0].astype(mx.uint32)
+        self._inputs = mx.take_along_axis(tokens, last, axis=1)[:, 0]
 
     def sample(self, logits: mx.array, masks: mx.array | None = None) -> Step:
         """The graph of every row's next token, which the following forward pass takes in."""
@@ -183,9 +183,7 @@ def _step(
     rows: Sequence[Row], logits: mx.array, tokens: mx.array, asked: tuple[int, ...], parameters: Sequence[Sampling]
 ) -> Step:
     logprobs = logprobs_of(logits, tokens, asked, parameters) if asked else None
-    # The maximum is finite unless some logit is NaN or +inf, or all are -inf.
-    is_finite = mx.isfinite(mx.max(logits, axis=-1))
-    return Step(tuple(rows), mx.where(is_finite, tokens.astype(mx.int32), -1), logprobs)
+    return Step(tuple(rows), tokens, logprobs)
 
 
 def _owned(row: Row) -> Caches:

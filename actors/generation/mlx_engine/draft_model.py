@@ -67,7 +67,7 @@ class _Drawing:
             weights = self._draw.weights(logits)
             self._drawn.append(weights / weights.sum(axis=-1, keepdims=True))
         self._place += 1
-        return self._draw(logits, uniform).astype(mx.uint32)
+        return mx.maximum(self._draw(logits, uniform), 0).astype(mx.uint32)
 
     def probabilities(self, places: Sequence[int]) -> mx.array | None:
         """Of all tokens drawn for the rows at these places."""

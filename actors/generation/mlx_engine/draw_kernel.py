@@ -1,21 +1,23 @@
-"""One kernel that draws the next token of every row, from one source for CUDA and Metal.
+"""One kernel that draws the next token of every row: from one source for CUDA and Metal, and a native one for the CPU.
 
-A group of threads takes one row. It computes what `sampling.Draw` computes by MLX's own operations, without sorting:
-the thresholds of top-k and top-p are found by a search over the bit patterns of the weights, which order as the
-weights do, with seven probes a pass. Sums are taken in a fixed order, so a row draws the same whatever is beside it.
+They compute what `sampling.Draw` computes by MLX's own operations, without sorting the vocabulary, and take sums in a
+fixed order, so a row draws the same whatever is beside it. On a GPU a group of threads takes one row: the thresholds of
+top-k and top-p are found by a search over the bit patterns of the weights, which order as the weights do, with seven
+probes a pass.
 
-CUDA has run it. Metal has not: there it is used only where `generation.sampler_kernel` is `on`, and only after it has
-drawn what a few rows leave no choice about.
+The CPU's (native/src/cpu/draw.cpp) takes a row with one thread. CUDA has run its own. Metal has not: there it is used
+only where `generation.sampler_kernel` is `on`, and only after it has drawn what a few rows leave no choice about.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine.kernel_dialects import dialect
+from mlx_serving.native import kernels
 
 _FUNCTIONS = r"""
 // The sum over all threads, known to each. `parts` has a place for every warp and one more.
@@ -78,7 +80,7 @@ _SOURCE = r"""
         odd = ((odd | odd_parts[w]) & 1) | (odd & odd_parts[w] & 2);
     }
     if (odd || best == V || inverse_temperature == 0.0f) {
-        if (THREAD == 0) tokens[row] = best == V ? 0 : best;
+        if (THREAD == 0) tokens[row] = odd ? -1 : best == V ? 0 : best;
         return;
     }
 
@@ -194,18 +196,26 @@ def _kernel() -> tuple[Any, int]:
     return here.kernel("draw_tokens", names, ["tokens"], _SOURCE, _FUNCTIONS), here.threads
 
 
-_chosen = False
+Way = Literal["operations", "gpu", "cpu"]
+
+_way: Way = "operations"
 
 
 def choose(setting: str) -> None:
-    """Whether this process draws by the kernel: `on`, `off`, or `auto`, which is on CUDA alone."""
-    global _chosen
-    runs = mx.cuda.is_available() or (setting == "on" and mx.metal.is_available() and _draws_right())
-    _chosen = setting != "off" and bool(runs)
+    """How this process draws: `on` and `off` a kernel, or `auto`, which is on but for Metal."""
+    global _way
+    _way = "operations"
+    if setting == "off":
+        return
+    if mx.default_device().type == mx.DeviceType.cpu:
+        _way = "cpu" if kernels.choice.choice == "native" else "operations"
+    elif mx.cuda.is_available() or (setting == "on" and mx.metal.is_available() and _draws_right()):
+        _way = "gpu"
 
 
-def is_chosen() -> bool:
-    return _chosen
+def way() -> Way:
+    """By MLX's operations, or by the kernel of this device."""
+    return _way
 
 
 def _draws_right() -> bool:
@@ -226,12 +236,14 @@ def _draws_right() -> bool:
 
 
 def draw(logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.array) -> mx.array:
-    """Token ids [rows] uint32 from logits [rows, vocabulary]; any where these are not finite or all masked out.
+    """Token ids [rows] int32 from logits [rows, vocabulary]: -1 where these are not finite, 0 where all are masked out.
 
     `masks` [rows, ceil(vocabulary / 32)] uint32 has a bit for each token that may be drawn. `floats` [rows, 4] are
     1 / temperature (0: greedy), top-p, min-p and the uniform number in [0, 1); `limits` [rows] int32
     is top-k (0: none).
     """
+    if _way == "cpu":
+        return kernels.operations.draw(logits, masks, floats, limits)  # type: ignore[no-any-return]
     rows, vocab_size = logits.shape
     kernel, threads = _kernel()
     (tokens,) = kernel(
@@ -240,7 +252,7 @@ def draw(logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.
         grid=(rows * threads, 1, 1),
         threadgroup=(threads, 1, 1),
         output_shapes=[(rows,)],
-        output_dtypes=[mx.uint32],
+        output_dtypes=[mx.int32],
     )
     drawn: mx.array = tokens
     return drawn

@@ -49,7 +49,7 @@ def back_end() -> Literal["cpu", "metal", "cuda"]:
 def prepare_device(settings: Generation) -> None:
     """Set the allocator's limits; go without fused kernels where nothing can compile them."""
     mx.set_cache_limit(settings.cache_limit_bytes)
-    draw_kernel.choose(settings.sampler_kernel)
+    draw_kernel.choose("off" if is_cpu() and not settings.native_kernels else settings.sampler_kernel)
     composed_attention.choose(settings.composed_attention)
     if settings.wired_limit_bytes and mx.metal.is_available():
         mx.set_wired_limit(settings.wired_limit_bytes)

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 import attrs
 import mlx.core as mx
 
+from mlx_serving.actors.generation.mlx_engine import draw_kernel
 from mlx_serving.actors.messages.values import Sampling
+from mlx_serving.native import kernels
+
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 class History:
@@ -65,8 +69,10 @@ class Adjustments:
 
     def apply(self, logits: mx.array) -> mx.array:
         """Logits [batch, vocabulary] with the adjusted rows replaced, in float32."""
-        logits = logits.astype(mx.float32)
         self._prepare(logits.shape[-1])
+        if draw_kernel.way() == "cpu":
+            return self._apply_natively(logits)
+        logits = logits.astype(mx.float32)
         chosen = logits if self.is_whole else logits[mx.array(self.indices)]
         if self.bias is not None:
             chosen = chosen + self.bias
@@ -76,6 +82,16 @@ class Adjustments:
             return chosen
         logits[mx.array(self.indices)] = chosen
         return logits
+
+    def _apply_natively(self, logits: mx.array) -> mx.array:
+        places = [-1] * logits.shape[0]
+        for place, index in enumerate(self.indices):
+            places[index] = place
+        penalties = [[getattr(parameters, name) for name in _PENALTIES] for parameters, _ in self.rows]
+        adjusted: mx.array = kernels.operations.adjust(
+            logits, mx.array(places, dtype=mx.int32), self.bias, self.counts, self.seen, mx.array(penalties)
+        )
+        return adjusted
 
     def record(self, tokens: mx.array) -> None:
         """Count the tokens [batch] just drawn."""
@@ -131,8 +147,7 @@ class Adjustments:
 
     def _penalised(self, logits: mx.array, counts: mx.array, seen: mx.array) -> mx.array:
         repetition, presence, frequency = (
-            self._column(name).reshape(-1, *[1] * (logits.ndim - 1))
-            for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
+            self._column(name).reshape(-1, *[1] * (logits.ndim - 1)) for name in _PENALTIES
         )
         repeated = mx.where(logits > 0, logits / repetition, logits * repetition)
         logits = mx.where(seen, repeated, logits)

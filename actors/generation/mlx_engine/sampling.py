@@ -115,16 +115,21 @@ class Draw:
         """What the kernel takes where every row is greedy."""
 
     def __call__(self, logits: mx.array, uniform: Sequence[float], masks: mx.array | None = None) -> mx.array:
-        """Token ids [rows] from logits [rows, vocabulary]; `uniform` is not looked at if every row is greedy.
+        """Token ids [rows] int32 from logits [rows, vocabulary], -1 where these are not finite.
 
+        `uniform` is not looked at if every row is greedy.
         `masks`, if any, are [rows, ceil(vocabulary / 32)] of uint32 with a bit for each token that may be drawn.
         """
-        if self.is_greedy and masks is None:
-            return mx.argmax(logits, axis=-1)
-        if draw_kernel.is_chosen():
+        if draw_kernel.way() != "operations":
             return draw_kernel.draw(logits, masks, self._numbers(uniform), self._limits)
+        # The maximum is finite unless some logit is NaN or +inf, or all are -inf.
+        is_finite = mx.isfinite(mx.max(logits, axis=-1))
         if masks is not None:
             logits = apply_masks(logits, masks)
+        return mx.where(is_finite, self._drawn(logits, uniform).astype(mx.int32), -1)
+
+    def _drawn(self, logits: mx.array, uniform: Sequence[float]) -> mx.array:
+        """By MLX's operations."""
         if self.is_greedy:
             return mx.argmax(logits, axis=-1)
         tokens = rejection.pick(self.weights(logits), _column(uniform))
@@ -170,7 +175,8 @@ class Sampler:
         self._adjustments = Adjustments.of([(row.parameters, row.history) for row in rows])
 
     def __call__(self, logits: mx.array, masks: mx.array | None = None) -> mx.array:
-        """Token ids [rows] from logits [rows, vocabulary] and masks as `Draw` takes them."""
+        """Token ids [rows] int32 from logits [rows, vocabulary] and masks as `Draw` takes them; -1 where the logits are
+        not finite."""
         if self._adjustments is not None:
             logits = self._adjustments.apply(logits)
         uniform = () if self._draw.is_greedy else [row.uniform() for row in self._rows]

@@ -42,6 +42,24 @@ struct SoftmaxState {
   float* sums;  // [rows][head size]
 };
 
+// The largest of a row's logits that may be drawn, and the first place that has it; -1 if none is above -inf.
+struct Peak {
+  float most;
+  long place;
+  bool is_finite;  // the row has no NaN and no +inf, and something above -inf, whatever may be drawn
+};
+
+// Weights that one partial sum of `weigh` takes in.
+constexpr long kWeighBlock = 512;
+
+// What is added to a row's logits and taken off them, [count] each; null pointers where there is nothing.
+struct Adjustment {
+  const float* bias;
+  const float* counts;  // how often each token was said
+  const bool* seen;     // whether it was said or asked with
+  float repetition, presence, frequency;
+};
+
 // Columns that attend_few takes at once.
 constexpr long kFewColumns = 64;
 
@@ -91,6 +109,15 @@ struct Kernels {
   void (*weigh_tile)(float* scores, long columns, long size, const long* visible, SoftmaxState state, float* packed);
   // One row of a quantised matrix as floats.
   void (*widen_quantized)(const QuantizedMatrix& matrix, long row, float* target);
+
+  // Of logits whose bit in `mask` is set, of all for a null mask; with a mask, `masked` gets the others as -inf.
+  Peak (*peak)(const float* logits, const uint32_t* mask, long count, float* masked);
+  // weights = exp((logits - most) * factor), 0 below exp(-87); sums[i] is that of the i-th kWeighBlock of them.
+  void (*weigh)(const float* logits, float most, float factor, long count, float* weights, float* sums);
+  // The weights of at least `least`, in order, and their places; returns their number.
+  long (*collect)(const float* weights, float least, long count, float* found, int32_t* places);
+  // y = logits + bias; those seen divided by `repetition` where positive, else times it; less what was said costs.
+  void (*adjust)(const float* logits, const Adjustment& adjustment, long count, float* y);
 };
 
 // The best table for this processor, or the one named by use_instructions.

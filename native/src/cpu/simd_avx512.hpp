@@ -40,6 +40,10 @@ inline V mul(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline V div(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
+// A bit for each lane, the first lane's lowest: whether a >= b, which no NaN is.
+inline uint32_t at_least(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
+// Lanes of `a` whose bit is set, of `b` elsewhere.
+inline V select(uint32_t bits, V a, V b) { return {_mm512_mask_blend_ps(__mmask16(bits), b.v, a.v)}; }
 inline float sum(V a) { return _mm512_reduce_add_ps(a.v); }
 inline V round(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline V exponent(V a) {

@@ -42,6 +42,14 @@ inline V mul(V a, V b) { return {vmulq_f32(a.v, b.v)}; }
 inline V div(V a, V b) { return {vdivq_f32(a.v, b.v)}; }
 inline V max(V a, V b) { return {vmaxq_f32(a.v, b.v)}; }
 inline V min(V a, V b) { return {vminq_f32(a.v, b.v)}; }
+inline uint32_t at_least(V a, V b) {
+  uint32x4_t lane_bits = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(vcgeq_f32(a.v, b.v), lane_bits));
+}
+inline V select(uint32_t bits, V a, V b) {
+  uint32x4_t lane_bits = {1, 2, 4, 8};
+  return {vbslq_f32(vtstq_u32(vdupq_n_u32(bits), lane_bits), a.v, b.v)};
+}
 inline float sum(V a) { return vaddvq_f32(a.v); }
 inline V round(V a) { return {vrndnq_f32(a.v)}; }
 inline V exponent(V a) {

@@ -38,6 +38,15 @@ inline V mul(V a, V b) { return {a.v * b.v}; }
 inline V div(V a, V b) { return {a.v / b.v}; }
 inline V max(V a, V b) { return {a.v > b.v ? a.v : b.v}; }
 inline V min(V a, V b) { return {a.v < b.v ? a.v : b.v}; }
+inline uint32_t at_least(V a, V b) {
+  uint32_t bits = 0;
+  for (int l = 0; l < W; l++) bits |= uint32_t(a.v[l] >= b.v[l]) << l;
+  return bits;
+}
+inline V select(uint32_t bits, V a, V b) {
+  for (int l = 0; l < W; l++) a.v[l] = (bits >> l) & 1 ? a.v[l] : b.v[l];
+  return a;
+}
 inline float sum(V a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 // The nearest integer, as a float; for magnitudes below 2^22.
 inline V round(V a) {

@@ -51,4 +51,16 @@ mx::array attend_in_place(const mx::array& queries, const mx::array& keys, const
                           const mx::array& slab_keys, const mx::array& slab_values, const mx::array& lengths,
                           float scale);
 
+// Tokens int32 [rows] drawn from logits [rows, vocabulary]: -1 where these are not finite, 0 where a mask leaves none.
+// `masks` [rows, ceil(vocabulary / 32)] uint32 has a bit for each token that may be drawn; `floats` [rows, 4] are
+// 1 / temperature (0: greedy), top-p, min-p and the number in [0, 1) that decides; `limits` [rows] int32 is top-k.
+mx::array draw(const mx::array& logits, const std::optional<mx::array>& masks, const mx::array& floats,
+               const mx::array& limits);
+// Logits [rows, vocabulary] as float32, each row's adjusted by what stands at its place in `bias` and
+// `counts` float32 and `seen` bool, [some, vocabulary] each, and `penalties` [some, 3] float32: of repetition, presence
+// and frequency; as they are where `places` int32 [rows] is -1. `counts` and `seen` come together.
+mx::array adjust(const mx::array& logits, const mx::array& places, const std::optional<mx::array>& bias,
+                 const std::optional<mx::array>& counts, const std::optional<mx::array>& seen,
+                 const mx::array& penalties);
+
 }  // namespace mlx_serving

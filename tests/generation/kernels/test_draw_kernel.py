@@ -1,7 +1,8 @@
-"""The draw by MLX's operations and by the kernel, CUDA's source and Metal's: one test body."""
+"""The draw by MLX's operations and by the kernels, the CPU's and CUDA's source and Metal's: one test body."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +17,7 @@ from support.gpu_kernels import HAS_COMPILER
 from mlx_serving.actors.generation.mlx_engine import draw_kernel
 from mlx_serving.actors.generation.mlx_engine.sampling import Draw
 from mlx_serving.actors.messages.values import Sampling
+from mlx_serving.native import kernels
 
 SAMPLINGS = [
     Sampling(temperature=0),
@@ -34,19 +36,31 @@ SAMPLINGS = [
     Sampling(temperature=1e-3),
     Sampling(temperature=1e-44),
 ]
-VOCABULARIES = [1, 33, 1030]
+VOCABULARIES = [1, 33, 1030, 5000]
 
 
-@pytest.fixture(params=["operations", "cuda", "metal"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How tokens are drawn."""
+@pytest.fixture(params=["operations", "scalar", "avx2", "avx512", "neon", "cuda", "metal"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """How tokens are drawn: by operations, on the CPU with these instructions, or by the source for a GPU."""
     chosen: str = request.param
-    if chosen != "operations":
+    if chosen == "operations":
+        monkeypatch.setattr(draw_kernel, "_way", "operations")
+        yield chosen
+    elif chosen in ("cuda", "metal"):
         if not HAS_COMPILER:
             pytest.skip("there is no g++")
         request.getfixturevalue("shims").use(chosen, monkeypatch)
-    monkeypatch.setattr(draw_kernel, "_chosen", chosen != "operations")
-    return chosen
+        monkeypatch.setattr(draw_kernel, "_way", "gpu")
+        yield chosen
+    else:
+        if kernels.choice.choice == "pure":
+            pytest.skip("the native kernels are not built here")
+        before = kernels.operations.instructions()
+        if not kernels.operations.use_instructions(chosen):
+            pytest.skip(f"this processor has no {chosen}")
+        monkeypatch.setattr(draw_kernel, "_way", "cpu")
+        yield chosen
+        kernels.operations.use_instructions(before)
 
 
 def packed(allowed: NDArray[Any]) -> mx.array:
@@ -114,8 +128,8 @@ def test_ties_masks_and_banned_tokens_in_any_mixture(
     check(mx.array(logits), samplings, numbers, allowed if is_masked else None)
 
 
-def test_rows_without_a_choice_get_some_token(way: str) -> None:
-    """What becomes of them is the caller's; they neither hang nor leave the vocabulary, nor disturb others."""
+def test_rows_without_a_choice_are_told_apart(way: str) -> None:
+    """Logits that are not finite give -1, a mask that leaves nothing some token; others are not disturbed."""
     vocab_size = 33
     odd = np.zeros((6, vocab_size), np.float32)
     odd[0] = -np.inf
@@ -127,12 +141,49 @@ def test_rows_without_a_choice_get_some_token(way: str) -> None:
     allowed[4] = False
     for sampling in (Sampling(temperature=0), Sampling(), Sampling(top_k=3, top_p=0.5, min_p=0.1)):
         tokens = drawn(mx.array(odd), [sampling] * 6, [0.999] * 6, allowed)
-        assert all(0 <= token < vocab_size for token in tokens)
+        assert tokens[:4] == [-1] * 4
+        assert 0 <= tokens[4] < vocab_size
         assert tokens[5] == vocab_size - 1
 
 
+WRONG = {
+    "one row": lambda draw, row: draw(mx.zeros(33), None, row, mx.zeros(1, dtype=mx.int32)),
+    "integers": lambda draw, row: draw(mx.zeros((1, 33), dtype=mx.int32), None, row, mx.zeros(1, dtype=mx.int32)),
+    "few numbers": lambda draw, row: draw(mx.zeros((1, 33)), None, row[:, :3], mx.zeros(1, dtype=mx.int32)),
+    "limits of another type": lambda draw, row: draw(mx.zeros((1, 33)), None, row, mx.zeros(1)),
+    "narrow masks": lambda draw, row: draw(
+        mx.zeros((1, 33)), mx.zeros((1, 1), dtype=mx.uint32), row, mx.zeros(1, dtype=mx.int32)
+    ),
+}
+
+
+@pytest.mark.skipif(kernels.choice.choice == "pure", reason="the native kernels are not built here")
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_arrays_are_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        WRONG[wrong](kernels.operations.draw, mx.array([[1.0, 1.0, 0.0, 0.5]]))
+
+
+@pytest.mark.skipif(kernels.choice.choice == "pure", reason="the native kernels are not built here")
+def test_adjustments_that_do_not_fit_are_refused() -> None:
+    adjust, logits, places = kernels.operations.adjust, mx.zeros((2, 33)), mx.array([-1, 0], dtype=mx.int32)
+    penalties, dense, seen = mx.ones((1, 3)), mx.zeros((1, 33)), mx.zeros((1, 33), dtype=mx.bool_)
+    assert adjust(logits, places, None, dense, seen, penalties).shape == (2, 33)
+    for wrong in (
+        lambda: adjust(logits, places[:1], None, dense, seen, penalties),
+        lambda: adjust(logits, places, dense[:, 1:], None, None, penalties),
+        lambda: adjust(logits, places, None, dense, None, penalties),
+        lambda: adjust(logits, places, None, dense, dense, penalties),
+        lambda: adjust(logits, places, dense, dense, seen, penalties[0]),
+    ):
+        with pytest.raises(ValueError, match="must be|do not fit"):
+            wrong()
+    beyond = adjust(logits + 1, mx.array([7, -9], dtype=mx.int32), dense, None, None, penalties)
+    assert beyond.tolist() == [[1.0] * 33] * 2  # places that name nothing
+
+
 def test_a_device_that_draws_wrong_is_noticed(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if way == "operations":
+    if way not in ("cuda", "metal"):
         pytest.skip("there is nothing to notice")
     assert draw_kernel._draws_right()
     monkeypatch.setattr(draw_kernel, "_SOURCE", draw_kernel._SOURCE.replace("uniform * total", "0.5f * total"))
@@ -146,7 +197,8 @@ def test_a_device_that_draws_wrong_is_noticed(way: str, monkeypatch: pytest.Monk
 def test_metal_is_left_alone_unless_it_is_asked_for(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way != "metal":
         pytest.skip("this is about Metal")
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     for setting, expected in (("auto", False), ("off", False), ("on", True)):
         draw_kernel.choose(setting)
-        assert draw_kernel.is_chosen() is expected
+        assert (draw_kernel.way() == "gpu") is expected

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "block.hpp"
+#include "draw.hpp"
 #include "pool.hpp"
 
 using namespace mlx_serving::cpu;
@@ -102,6 +103,48 @@ void dense_product() {
   check(close(y, product(x, weight.values, count, rows, columns)), "dense product");
 }
 
+void drawing() {
+  long rows = number(1, 4), vocabulary = number(1, 1500), words = (vocabulary + 31) / 32;
+  Typed logits = typed(rows * vocabulary);
+  std::vector<uint32_t> masks(static_cast<size_t>(rows * words));
+  for (uint32_t& mask : masks) mask = uint32_t(generator()) & uint32_t(generator());
+  bool is_masked = number(0, 1) == 1;
+  std::vector<DrawParameters> parameters;
+  for (long row = 0; row < rows; row++)
+    parameters.push_back({float(number(0, 3)), number(0, 1) ? 1.0f : float(number(0, 10)) / 10.0f,
+                          float(number(0, 3)) / 10.0f, float(number(0, 999)) / 1000.0f, int(number(0, 1) * number(1, 2000))});
+  std::vector<int32_t> tokens(static_cast<size_t>(rows), -2), places;
+  Rows input{logits.bytes.data(), logits.type, rows, vocabulary};
+  draw(input, is_masked ? masks.data() : nullptr, parameters.data(), tokens.data());
+  for (long row = 0; row < rows; row++) {
+    int32_t token = tokens[size_t(row)];
+    check(token >= 0 && token < vocabulary, "draw");
+    const uint32_t* mask = masks.data() + row * words;
+    bool is_left = false;
+    for (long i = 0; i < vocabulary; i++) is_left |= (mask[i / 32] >> (i % 32)) & 1;
+    if (is_masked && is_left) check((mask[token / 32] >> (token % 32)) & 1, "draw under a mask");
+    places.push_back(int32_t(number(-1, rows)));
+  }
+
+  std::vector<float> bias = numbers(vocabulary), counts(bias.size()), y(logits.values.size());
+  std::vector<char> seen(bias.size());
+  for (size_t i = 0; i < counts.size(); i++) seen[i] = char((counts[i] = float(number(0, 2))) > 0.0f || number(0, 1));
+  Adjustment adjustment{bias.data(), counts.data(), reinterpret_cast<const bool*>(seen.data()), 1.3f, 0.2f, 0.1f};
+  adjust(input, places.data(), &adjustment, 1, y.data());
+  std::vector<double> expected;
+  for (size_t i = 0; i < y.size(); i++) {
+    size_t token = i % bias.size();
+    double x = logits.values[i];
+    if (places[i / bias.size()] == 0) {
+      x += bias[token];
+      if (seen[token]) x = x > 0 ? x / 1.3 : x * 1.3;
+      x -= (counts[token] > 0.0f ? 0.2 : 0.0) + 0.1 * counts[token];
+    }
+    expected.push_back(x);
+  }
+  check(close(y, expected), "adjustment");
+}
+
 void attention() {
   long rows = number(1, 3), kv_heads = number(1, 3), group = number(1, 4), tokens = number(1, 20);
   AttentionShape shape{rows, kv_heads * group, kv_heads, tokens, 16 * number(1, 6), tokens + number(0, 700)};
@@ -147,6 +190,7 @@ int main(int, char** arguments) {
       quantised_product();
       dense_product();
       attention();
+      drawing();
       rows();
     }
     std::printf("%s: %d turns\n", name, turns);

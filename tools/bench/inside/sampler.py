@@ -57,7 +57,7 @@ def _drawing(way: str) -> Iterator[bool]:
     """Choose the way; whether it runs here."""
     draw_kernel.choose("on" if way == "kernel" else "off")
     try:
-        yield draw_kernel.is_chosen() is (way == "kernel")
+        yield (draw_kernel.way() != "operations") is (way == "kernel")
     finally:
         draw_kernel.choose("auto")
 
