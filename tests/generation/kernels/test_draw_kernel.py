@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -169,15 +169,16 @@ def test_adjustments_that_do_not_fit_are_refused() -> None:
     adjust, logits, places = kernels.operations.adjust, mx.zeros((2, 33)), mx.array([-1, 0], dtype=mx.int32)
     penalties, dense, seen = mx.ones((1, 3)), mx.zeros((1, 33)), mx.zeros((1, 33), dtype=mx.bool_)
     assert adjust(logits, places, None, dense, seen, penalties).shape == (2, 33)
-    for wrong in (
+    wrong: list[Callable[[], mx.array]] = [
         lambda: adjust(logits, places[:1], None, dense, seen, penalties),
         lambda: adjust(logits, places, dense[:, 1:], None, None, penalties),
         lambda: adjust(logits, places, None, dense, None, penalties),
         lambda: adjust(logits, places, None, dense, dense, penalties),
         lambda: adjust(logits, places, dense, dense, seen, penalties[0]),
-    ):
-        with pytest.raises(ValueError, match="must be|do not fit"):
-            wrong()
+    ]
+    for call in wrong:
+        with pytest.raises(ValueError, match=r"must be|do not fit"):
+            call()
     beyond = adjust(logits + 1, mx.array([7, -9], dtype=mx.int32), dense, None, None, penalties)
     assert beyond.tolist() == [[1.0] * 33] * 2  # places that name nothing
 
