@@ -26,10 +26,11 @@ def new_masks(rows: int, vocab_size: int) -> Masks:
     return np.full((rows, (vocab_size + 31) // 32), _ALL, dtype=np.uint32)
 
 
-def fill_masks(guides: Sequence[Guide | None], masks: Masks) -> None:
-    """Fill row i for guide i, in parallel and without the GIL; rows of None let every token through.
+def fill_masks(guides: Sequence[Guide | None], masks: Masks, on_all_cores: bool = False) -> None:
+    """Fill row i for guide i, without the GIL; rows of None let every token through.
 
-    A guide that cannot go on tells so by its `failure`, and its row then means nothing.
+    Other threads help where the cores are free. Where they compute the forward pass, waking a thread takes longer than
+    most masks. A guide that cannot go on tells so by its `failure`, and its row then means nothing.
     """
     matchers = [None if each is None else each.matcher for each in guides]
     guided = [(matcher, row) for row, matcher in enumerate(matchers) if matcher is not None]
@@ -38,7 +39,12 @@ def fill_masks(guides: Sequence[Guide | None], masks: Masks) -> None:
             masks[row] = _ALL
     if guided:
         assert masks.flags["C_CONTIGUOUS"]
-        _executor().unsafe_compute_mask_ptr(guided, masks.ctypes.data, masks.shape[1] * 4, masks.shape[0])
+        address, size = masks.ctypes.data, masks.shape[1] * 4
+        if on_all_cores:
+            _executor().unsafe_compute_mask_ptr(guided, address, size, masks.shape[0])
+        else:
+            for matcher, row in guided:
+                matcher.unsafe_compute_mask_ptr(address + row * size, size)
     for row, each in enumerate(guides):
         if each is not None:
             each.amend(masks[row])

@@ -19,6 +19,7 @@ from mlx_serving.actors.generation.guidance.compiler import GuideCompiler
 from mlx_serving.actors.generation.guidance.guide import Guide
 from mlx_serving.actors.generation.guidance.masks import fill_draft_masks, fill_masks, new_masks
 from mlx_serving.actors.generation.guidance.matchers import Matchers
+from mlx_serving.actors.generation.mlx_engine import loading
 from mlx_serving.actors.generation.mlx_engine.row import Followed, Reading, Row
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Guidance
@@ -37,6 +38,7 @@ class Guiding:
         self._eos_ids = eos_ids
         self._awaited: list[Row] = []
         self._masks = new_masks(0, self._matchers.width)
+        self._cores_are_free = not loading.is_cpu()
 
     def load(self) -> None:
         """Read the vocabulary, on any thread: later it would hold every row up."""
@@ -84,7 +86,7 @@ class Guiding:
             return None
         if len(self._masks) != len(rows):
             self._masks = new_masks(len(rows), self._matchers.width)
-        fill_masks(guides, self._masks)
+        fill_masks(guides, self._masks, on_all_cores=self._cores_are_free)
         return mx.array(self._masks)  # a copy: the next step fills the same memory
 
     def draft_masks(self, rows: Sequence[Row], drafts: Sequence[Sequence[int]], width: int) -> mx.array | None:

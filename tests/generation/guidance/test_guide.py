@@ -97,11 +97,12 @@ def test_tokens_are_taken_back(compiled: Compile, tokenizer: TextTokenizer) -> N
     guide.rollback(0)
 
 
-def test_rows_without_a_guide_may_say_anything(compiled: Compile) -> None:
+@pytest.mark.parametrize("on_all_cores", [False, True])
+def test_rows_without_a_guide_may_say_anything(compiled: Compile, on_all_cores: bool) -> None:
     masks = new_masks(3, PADDED_VOCABULARY)
     masks.fill(0)
     guide = compiled("choice", '["yes", "no"]')
-    fill_masks([None, guide, None], masks)
+    fill_masks([None, guide, None], masks, on_all_cores)
     assert (masks[0] == 0xFFFFFFFF).all()
     assert (masks[2] == 0xFFFFFFFF).all()
     assert 0 < np.bitwise_count(masks[1]).sum() < 12
