@@ -12,6 +12,7 @@ struct Words {
   __m256i v;
 };
 constexpr int W = 8;
+constexpr int kRegisters = 16;
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = 2;
 
@@ -37,6 +38,14 @@ inline V mul(V a, V b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline V div(V a, V b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline V max(V a, V b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline V min(V a, V b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline V held(V a) {
+  asm("" : "+x"(a.v));
+  return a;
+}
+inline Words held(Words a) {
+  asm("" : "+x"(a.v));
+  return a;
+}
 inline uint32_t at_least(V a, V b) { return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ))); }
 inline V select(uint32_t bits, V a, V b) {
   __m256i lane_bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);

@@ -12,6 +12,7 @@ struct Words {
   __m512i v;
 };
 constexpr int W = 16;
+constexpr int kRegisters = 32;
 constexpr int kTileRows = 12;
 constexpr int kTileVectors = 2;
 
@@ -40,6 +41,15 @@ inline V mul(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline V div(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
+// The value in a register: compilers would rather load it again for each use, and loads are what is short.
+inline V held(V a) {
+  asm("" : "+v"(a.v));
+  return a;
+}
+inline Words held(Words a) {
+  asm("" : "+v"(a.v));
+  return a;
+}
 // A bit for each lane, the first lane's lowest: whether a >= b, which no NaN is.
 inline uint32_t at_least(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 // Lanes of `a` whose bit is set, of `b` elsewhere.

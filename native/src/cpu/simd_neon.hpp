@@ -14,6 +14,7 @@ struct Words {
   uint32x4_t v;
 };
 constexpr int W = 4;
+constexpr int kRegisters = 32;
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = 4;
 
@@ -42,6 +43,9 @@ inline V mul(V a, V b) { return {vmulq_f32(a.v, b.v)}; }
 inline V div(V a, V b) { return {vdivq_f32(a.v, b.v)}; }
 inline V max(V a, V b) { return {vmaxq_f32(a.v, b.v)}; }
 inline V min(V a, V b) { return {vminq_f32(a.v, b.v)}; }
+// Instructions of this processor have no operand in memory.
+inline V held(V a) { return a; }
+inline Words held(Words a) { return a; }
 inline uint32_t at_least(V a, V b) {
   uint32x4_t lane_bits = {1, 2, 4, 8};
   return vaddvq_u32(vandq_u32(vcgeq_f32(a.v, b.v), lane_bits));

@@ -18,6 +18,7 @@ struct Words {
   Unsigned v;
 };
 constexpr int W = 4;
+constexpr int kRegisters = 16;
 constexpr int kTileRows = 4;     // rows of a matrix product's register tile
 constexpr int kTileVectors = 2;  // and its columns, in vectors
 
@@ -38,6 +39,8 @@ inline V mul(V a, V b) { return {a.v * b.v}; }
 inline V div(V a, V b) { return {a.v / b.v}; }
 inline V max(V a, V b) { return {a.v > b.v ? a.v : b.v}; }
 inline V min(V a, V b) { return {a.v < b.v ? a.v : b.v}; }
+inline V held(V a) { return a; }
+inline Words held(Words a) { return a; }
 inline uint32_t at_least(V a, V b) {
   uint32_t bits = 0;
   for (int l = 0; l < W; l++) bits |= uint32_t(a.v[l] >= b.v[l]) << l;

@@ -15,9 +15,15 @@ constexpr long kBlockWords = kBlock<Bits> * Bits / 32;
 // Floats of arranged x a block.
 template <int Bits>
 constexpr long kArranged = kInLanes<Bits> ? kBlock<Bits> + W : kBlock<Bits>;
-// For few rows of x the digits of a word, which share a scale and a bias, meet x as they are; the sums are scaled.
+// The digits of a word, which share a scale and a bias, meet x as they are, and the sums are scaled: where registers hold
+// the sums of a word beside those of a row.
 template <int Bits, int M>
-constexpr bool kScalesSums = kInLanes<Bits> && M <= 2;
+constexpr bool kScalesSums = kInLanes<Bits> && M <= (kRegisters == 32 ? 6 : 4);
+// The most rows of x in one pass over the matrix: more where finding digits costs more than their products.
+template <int Bits>
+constexpr long kPass = kInLanes<Bits> ? 6 : 8;
+// Bytes of eight rows of x up to which one pass costs less than two of four: they stay in the first-level cache.
+constexpr long kEightFit = kRegisters == 32 ? 32 * 1024 : 0;
 
 // Eight digits to eight bytes, for all pieces of a block of 32; reads no byte beyond the block.
 template <int Bits>
@@ -44,7 +50,7 @@ struct Digits {
   inline void read(const uint32_t* p, int count) {
     if constexpr (kInBytes<Bits>) spread_digits<Bits>(p, bytes);
     else if constexpr (!kInLanes<Bits>) words = load_words(p, Bits);
-    else if (count == W) words = load_words(p);
+    else if (count == W) words = held(load_words(p));
     else words = load_words(p, count);
   }
   inline V vector(int j) const {
@@ -103,15 +109,15 @@ inline void block_step(const RowCursor<S>& rows, long block, int words, long gro
     V parts[N][M];
 #pragma GCC unroll 16
     for (int j = 0; j < kVectors<Bits>; j++) {
-#pragma GCC unroll 2
+#pragma GCC unroll 6
       for (int m = 0; m < M; m++) {
-        V value = load(x[m] + block * kArranged<Bits> + j * W);
+        V value = held(load(x[m] + block * kArranged<Bits> + j * W));
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++)
           parts[n][m] = j == 0 ? mul(digits[n].vector(j), value) : fma(digits[n].vector(j), value, parts[n][m]);
       }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 6
     for (int m = 0; m < M; m++) {
       V total = load(x[m] + block * kArranged<Bits> + kBlock<Bits>);
 #pragma GCC unroll 4
@@ -126,7 +132,7 @@ inline void block_step(const RowCursor<S>& rows, long block, int words, long gro
       for (int n = 0; n < N; n++) weight[n] = fma(digits[n].vector(j), scale[n], bias[n]);
 #pragma GCC unroll 8
       for (int m = 0; m < M; m++) {
-        V value = load(x[m] + block * kArranged<Bits> + j * W);
+        V value = held(load(x[m] + block * kArranged<Bits> + j * W));
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) sums[n][m][j % Chains] = fma(weight[n], value, sums[n][m][j % Chains]);
       }
@@ -196,15 +202,21 @@ template <int Bits, class S>
 void quantized_rows_of(const QuantizedMatrix& matrix, long first, long last, const float* arranged, long count,
                        float* y, long y_stride) {
   long size = arranged_size(matrix.columns, Bits);
-  for (long m = 0; m < count; m += 8) {
-    long rest = count - m < 8 ? count - m : 8;
+  bool is_eight = count == 8 && count * size * long(sizeof(float)) <= kEightFit;
+  long passes = is_eight ? 1 : (count + kPass<Bits> - 1) / kPass<Bits>;
+  for (long m = 0; m < count; passes--) {
+    long rows = (count - m + passes - 1) / passes;
     const float* x = arranged + m * size;
     float* out = y + m * y_stride;
-    if (rest == 1) quantized_tile<Bits, S, 1, 4, kScalesSums<Bits, 1> ? 1 : 2>(matrix, first, last, x, size, rest, out, y_stride);
-    else if (rest == 2) quantized_tile<Bits, S, 2, 4, 1>(matrix, first, last, x, size, rest, out, y_stride);
-    else if (rest <= 4) quantized_tile<Bits, S, 4, 2, 1>(matrix, first, last, x, size, rest, out, y_stride);
-    else if (rest <= 6) quantized_tile<Bits, S, 6, 2, 1>(matrix, first, last, x, size, rest, out, y_stride);
-    else quantized_tile<Bits, S, 8, 2, 1>(matrix, first, last, x, size, rest, out, y_stride);
+    auto pass = [&](auto tile) { tile(matrix, first, last, x, size, rows, out, y_stride); };
+    if (rows == 1) pass(quantized_tile<Bits, S, 1, 4, kScalesSums<Bits, 1> ? 1 : 2>);
+    else if (rows == 2) pass(quantized_tile<Bits, S, 2, 4, 1>);
+    else if (rows == 3) pass(quantized_tile<Bits, S, 3, 4, 1>);
+    else if (rows == 4) pass(quantized_tile<Bits, S, 4, 2, 1>);
+    else if (rows == 5) pass(quantized_tile<Bits, S, 5, 2, 1>);
+    else if (rows == 6) pass(quantized_tile<Bits, S, 6, 2, 1>);
+    else pass(quantized_tile<Bits, S, 8, 2, 1>);
+    m += rows;
   }
 }
 
