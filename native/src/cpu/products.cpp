@@ -8,8 +8,8 @@
 namespace mlx_serving::cpu {
 namespace {
 
-// Up to this many rows the matrix is widened again for every eight of them, which costs less than packing it.
-constexpr long kFewRows = 16;
+// Up to this many rows the matrix is widened again for every few of them, which costs less than packing it.
+constexpr long kFewRows = 20;
 // Columns of a packed panel: with the tile's columns it stays within the second-level cache.
 constexpr long kDepth = 2048;
 // A matrix of fewer multiplications than this is not worth waking another thread for.

@@ -70,6 +70,27 @@ inline V lane_sums(const V (&v)[W]) {
   return load(sums);
 }
 
+inline void transpose(Words (&a)[W]) {
+  __m256i b[W];
+  for (int i = 0; i < W; i += 2) {
+    b[i] = _mm256_unpacklo_epi32(a[i].v, a[i + 1].v);
+    b[i + 1] = _mm256_unpackhi_epi32(a[i].v, a[i + 1].v);
+  }
+  for (int i = 0; i < W; i += 4) {
+    a[i] = {_mm256_unpacklo_epi64(b[i], b[i + 2])};
+    a[i + 1] = {_mm256_unpackhi_epi64(b[i], b[i + 2])};
+    a[i + 2] = {_mm256_unpacklo_epi64(b[i + 1], b[i + 3])};
+    a[i + 3] = {_mm256_unpackhi_epi64(b[i + 1], b[i + 3])};
+  }
+  for (int i = 0; i < 4; i++) {
+    __m256i low = _mm256_permute2x128_si256(a[i].v, a[i + 4].v, 0x20);
+    a[i + 4] = {_mm256_permute2x128_si256(a[i].v, a[i + 4].v, 0x31)};
+    a[i] = {low};
+  }
+}
+inline Words bits_of(V a) { return {_mm256_castps_si256(a.v)}; }
+inline V floats_of(Words a) { return {_mm256_castsi256_ps(a.v)}; }
+
 // Elements `stride` apart.
 inline V gather(const float* p, int stride) {
   __m256i lanes = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(stride));

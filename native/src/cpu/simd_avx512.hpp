@@ -74,6 +74,32 @@ inline V lane_sums(const V (&v)[W]) {
   return {_mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd))};
 }
 
+// Lane j of vector i becomes lane i of vector j.
+inline void transpose(Words (&a)[W]) {
+  __m512i b[W];
+  for (int i = 0; i < W; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i].v, a[i + 1].v);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i].v, a[i + 1].v);
+  }
+  for (int i = 0; i < W; i += 4) {
+    a[i] = {_mm512_unpacklo_epi64(b[i], b[i + 2])};
+    a[i + 1] = {_mm512_unpackhi_epi64(b[i], b[i + 2])};
+    a[i + 2] = {_mm512_unpacklo_epi64(b[i + 1], b[i + 3])};
+    a[i + 3] = {_mm512_unpackhi_epi64(b[i + 1], b[i + 3])};
+  }
+  for (int i = 0; i < 4; i++) {
+    __m512i even = _mm512_shuffle_i32x4(a[i].v, a[i + 4].v, 0x88), odd = _mm512_shuffle_i32x4(a[i].v, a[i + 4].v, 0xdd);
+    __m512i more_even = _mm512_shuffle_i32x4(a[i + 8].v, a[i + 12].v, 0x88);
+    __m512i more_odd = _mm512_shuffle_i32x4(a[i + 8].v, a[i + 12].v, 0xdd);
+    a[i] = {_mm512_shuffle_i32x4(even, more_even, 0x88)};
+    a[i + 4] = {_mm512_shuffle_i32x4(odd, more_odd, 0x88)};
+    a[i + 8] = {_mm512_shuffle_i32x4(even, more_even, 0xdd)};
+    a[i + 12] = {_mm512_shuffle_i32x4(odd, more_odd, 0xdd)};
+  }
+}
+inline Words bits_of(V a) { return {_mm512_castps_si512(a.v)}; }
+inline V floats_of(Words a) { return {_mm512_castsi512_ps(a.v)}; }
+
 // Elements `stride` apart.
 inline V gather(const float* p, int stride) {
   __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

@@ -64,6 +64,17 @@ inline V lane_sums(const V (&v)[W]) {
   return {vpaddq_f32(vpaddq_f32(v[0].v, v[1].v), vpaddq_f32(v[2].v, v[3].v))};
 }
 
+inline void transpose(Words (&a)[W]) {
+  uint32x4x2_t low = vzipq_u32(a[0].v, a[2].v), high = vzipq_u32(a[1].v, a[3].v);
+  uint32x4x2_t first = vzipq_u32(low.val[0], high.val[0]), second = vzipq_u32(low.val[1], high.val[1]);
+  a[0] = {first.val[0]};
+  a[1] = {first.val[1]};
+  a[2] = {second.val[0]};
+  a[3] = {second.val[1]};
+}
+inline Words bits_of(V a) { return {vreinterpretq_u32_f32(a.v)}; }
+inline V floats_of(Words a) { return {vreinterpretq_f32_u32(a.v)}; }
+
 // Elements `stride` apart.
 inline V gather(const float* p, int stride) {
   float lanes[W] = {p[0], p[stride], p[2 * stride], p[3 * stride]};

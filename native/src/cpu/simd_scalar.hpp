@@ -66,6 +66,17 @@ inline V lane_sums(const V (&v)[W]) {
   return load(sums);
 }
 
+inline void transpose(Words (&a)[W]) {
+  for (int i = 0; i < W; i++)
+    for (int j = 0; j < i; j++) {
+      uint32_t kept = a[i].v[j];
+      a[i].v[j] = a[j].v[i];
+      a[j].v[i] = kept;
+    }
+}
+inline Words bits_of(V a) { return {(Unsigned)a.v}; }
+inline V floats_of(Words a) { return {(Floats)a.v}; }
+
 // Elements `stride` apart.
 inline V gather(const float* p, int stride) {
   return {Floats{p[0], p[stride], p[2 * stride], p[3 * stride]}};

@@ -13,46 +13,75 @@ void pack_left(const float* x, long x_stride, long count, long begin, long end, 
   }
 }
 
-// The scales or biases of W rows at one group.
+// Columns of a matrix that are packed at once, at most, and the groups that they may touch, in whole vectors.
+constexpr long kPackedColumns = 1024;
+constexpr long kPackedGroups = (kPackedColumns / 32 + 1 + W - 1) / W * W;
+
+// The scales or biases of W rows at `count` groups: read row by row, given as columns.
 template <class S>
-inline V column_of(const S* values, long stride) {
-  float lanes[W];
-  for (int l = 0; l < W; l++) lanes[l] = to_float(values[l * stride]);
-  return load(lanes);
-}
+struct GroupColumns {
+  float columns[kPackedGroups][W];
+
+  GroupColumns(const S* first, long stride, long count) {
+    float rows[W][kPackedGroups];
+    for (int l = 0; l < W; l++) widen_of(first + l * stride, rows[l], count);
+    for (long group = 0; group < count; group += W) {
+      Words square[W];
+      for (int l = 0; l < W; l++) square[l] = bits_of(load(rows[l] + group));
+      transpose(square);
+      for (int l = 0; l < W; l++) store(columns[group + l], floats_of(square[l]));
+    }
+  }
+};
 
 template <int Bits, class S>
 struct PackQuantized {
   // W rows from `row` on, all of which exist.
   static void vectors(const QuantizedMatrix& matrix, long row, long begin, long end, float* packed) {
-    const uint32_t* words = matrix.weight + row * matrix.row_words();
-    const S* scales = static_cast<const S*>(matrix.scales) + row * matrix.row_groups();
-    const S* biases = static_cast<const S*>(matrix.biases) + row * matrix.row_groups();
-    long k = begin;
-    while (k < end) {
-      long group = k / matrix.group;
-      long stop = (group + 1) * matrix.group < end ? (group + 1) * matrix.group : end;
-      V scale = column_of(scales + group, matrix.row_groups());
-      V bias = column_of(biases + group, matrix.row_groups());
-      for (; k < stop; k += 32) piece(words + k * Bits / 32, matrix.row_words(), scale, bias, packed + (k - begin) * kTileColumns);
-    }
+    for (long part = begin; part < end; part += kPackedColumns)
+      few_vectors(matrix, row, part, part + kPackedColumns < end ? part + kPackedColumns : end,
+                  packed + (part - begin) * kTileColumns);
   }
 
-  static inline void piece(const uint32_t* words, long stride, V scale, V bias, float* packed) {
+  static void few_vectors(const QuantizedMatrix& matrix, long row, long begin, long end, float* packed) {
+    int shift = std::countr_zero(unsigned(matrix.group));
+    long stride = matrix.row_words(), first_group = begin >> shift;
+    long groups = ((end - 1) >> shift) - first_group + 1, at = row * matrix.row_groups() + first_group;
+    GroupColumns<S> scales(static_cast<const S*>(matrix.scales) + at, matrix.row_groups(), groups);
+    GroupColumns<S> biases(static_cast<const S*>(matrix.biases) + at, matrix.row_groups(), groups);
+    const uint32_t* words = matrix.weight + row * stride;
+    auto weigh = [&](long k, V digits) {
+      long group = (k >> shift) - first_group;
+      store(packed + (k - begin) * kTileColumns, fma(digits, load(scales.columns[group]), load(biases.columns[group])));
+    };
+    long k = begin;
     if constexpr (kInLanes<Bits>) {
-      for (int w = 0; w < Bits; w++) {
-        Words column = gather_words(words + w, stride);
+      constexpr int kDigits = 32 / Bits;
+      auto weigh_words = [&](Words column, long first) {
 #pragma GCC unroll 16
-        for (int j = 0; j < 32 / Bits; j++)
-          store(packed + (w * (32 / Bits) + j) * kTileColumns, fma(digit<Bits>(column, j * Bits), scale, bias));
+        for (int j = 0; j < kDigits; j++) weigh(first + j, digit<Bits>(column, j * Bits));
+      };
+      for (; k + W * kDigits <= end; k += W * kDigits) {
+        Words square[W];
+        for (int l = 0; l < W; l++) {
+          const uint32_t* next = words + l * stride + k / kDigits;
+          square[l] = load_words(next);
+          prefetch(next + kTileColumns * stride);
+        }
+        transpose(square);
+        for (int w = 0; w < W; w++) weigh_words(square[w], k + w * kDigits);
       }
+      for (; k < end; k += kDigits) weigh_words(gather_words(words + k / kDigits, stride), k);
     } else {
-      uint8_t digits[W][32];
-      for (int l = 0; l < W; l++) spread_digits<Bits>(words + l * stride, digits[l]);
-      for (int j = 0; j < 32; j++) {
-        float lanes[W];
-        for (int l = 0; l < W; l++) lanes[l] = float(digits[l][j]);
-        store(packed + j * kTileColumns, fma(load(lanes), scale, bias));
+      for (; k < end; k += 32) {
+        Digits<Bits> rows[W];
+        for (int l = 0; l < W; l++) rows[l].read(words + l * stride + k * Bits / 32, W);
+        for (int j = 0; j < 32 / W; j++) {
+          Words square[W];
+          for (int l = 0; l < W; l++) square[l] = bits_of(rows[l].vector(j));
+          transpose(square);
+          for (int i = 0; i < W; i++) weigh(k + j * W + i, floats_of(square[i]));
+        }
       }
     }
   }
@@ -91,9 +120,22 @@ void pack_quantized(const QuantizedMatrix& matrix, long first, long begin, long 
 template <class T>
 void pack_dense_of(const DenseMatrix& matrix, long first, long begin, long end, float* packed) {
   const T* values = static_cast<const T*>(matrix.weight);
-  for (int n = 0; n < kTileColumns; n++) {
-    const T* row = values + (first + n < matrix.rows ? first + n : matrix.rows - 1) * matrix.stride;
-    for (long k = begin; k < end; k++) packed[(k - begin) * kTileColumns + n] = to_float(row[k]);
+  for (int v = 0; v < kTileVectors; v++) {
+    const T* rows[W];
+    for (int l = 0; l < W; l++) {
+      long row = first + v * W + l;
+      rows[l] = values + (row < matrix.rows ? row : matrix.rows - 1) * matrix.stride;
+    }
+    float* target = packed + v * W;
+    long k = begin;
+    for (; k + W <= end; k += W) {
+      Words square[W];
+      for (int l = 0; l < W; l++) square[l] = bits_of(load(rows[l] + k));
+      transpose(square);
+      for (int i = 0; i < W; i++) store(target + (k - begin + i) * kTileColumns, floats_of(square[i]));
+    }
+    for (; k < end; k++)
+      for (int l = 0; l < W; l++) target[(k - begin) * kTileColumns + l] = to_float(rows[l][k]);
   }
 }
 
@@ -103,21 +145,22 @@ void pack_dense(const DenseMatrix& matrix, long first, long begin, long end, flo
   else pack_dense_of<bfloat_t>(matrix, first, begin, end, packed);
 }
 
-void tile_product(const float* left, const float* right, long depth, bool accumulate, float* y, long y_stride,
-                  long rows, long columns) {
-  V sums[kTileRows][kTileVectors];
-  for (int m = 0; m < kTileRows; m++)
+template <int M>
+void tile_product_of(const float* left, const float* right, long depth, bool accumulate, float* y, long y_stride,
+                     long rows, long columns) {
+  V sums[M][kTileVectors];
+  for (int m = 0; m < M; m++)
     for (int v = 0; v < kTileVectors; v++) sums[m][v] = zero();
   for (long k = 0; k < depth; k++) {
     V weights[kTileVectors];
     for (int v = 0; v < kTileVectors; v++) weights[v] = load(right + k * kTileColumns + v * W);
 #pragma GCC unroll 16
-    for (int m = 0; m < kTileRows; m++) {
+    for (int m = 0; m < M; m++) {
       V x = set1(left[k * kTileRows + m]);
       for (int v = 0; v < kTileVectors; v++) sums[m][v] = fma(x, weights[v], sums[m][v]);
     }
   }
-  for (int m = 0; m < rows && m < kTileRows; m++) {
+  for (int m = 0; m < M && m < rows; m++) {
     float* row = y + m * y_stride;
     if (columns == kTileColumns) {
       for (int v = 0; v < kTileVectors; v++)
@@ -128,4 +171,14 @@ void tile_product(const float* left, const float* right, long depth, bool accumu
       for (long n = 0; n < columns; n++) row[n] = accumulate ? row[n] + lanes[n] : lanes[n];
     }
   }
+}
+
+// The last tile of x seldom has all its rows.
+void tile_product(const float* left, const float* right, long depth, bool accumulate, float* y, long y_stride,
+                  long rows, long columns) {
+  constexpr int kThird = kTileRows / 3;
+  auto product = rows <= kThird       ? tile_product_of<kThird>
+                 : rows <= 2 * kThird ? tile_product_of<2 * kThird>
+                                      : tile_product_of<kTileRows>;
+  product(left, right, depth, accumulate, y, y_stride, rows, columns);
 }
