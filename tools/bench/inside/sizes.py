@@ -11,6 +11,7 @@ class InsideSize:
 
     prompt_tokens: int
     tokens: int
+    speculated_tokens: int
     repetitions: int
     switch_repetitions: int
     rows: tuple[int, ...]
@@ -24,6 +25,7 @@ class InsideSize:
 QUICK = InsideSize(
     prompt_tokens=16,
     tokens=12,
+    speculated_tokens=24,
     repetitions=1,
     switch_repetitions=1,
     rows=(4,),
@@ -36,6 +38,7 @@ QUICK = InsideSize(
 FULL = InsideSize(
     prompt_tokens=64,
     tokens=128,
+    speculated_tokens=256,
     repetitions=5,
     switch_repetitions=3,
     rows=(8, 32),
@@ -46,7 +49,14 @@ FULL = InsideSize(
     masked_steps=100,
 )
 FULL_ON_CPU = attrs.evolve(
-    FULL, prompt_tokens=32, tokens=24, repetitions=3, switch_repetitions=2, greedy_rows=(), masked_steps=40
+    FULL,
+    prompt_tokens=32,
+    tokens=24,
+    speculated_tokens=128,
+    repetitions=3,
+    switch_repetitions=2,
+    greedy_rows=(),
+    masked_steps=40,
 )
 """Where mlx_lm says eight tokens a second."""
 

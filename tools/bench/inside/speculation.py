@@ -78,7 +78,7 @@ def _random_tasks(target: Subject, size: InsideSize) -> dict[str, Task]:
     """The prediction is what the model says, with every sixteenth token wrong."""
     prompt = target.ids(size.prompt_tokens, 1)
     with target.engine() as engine:
-        (stream,) = _answers(Stage(engine), Task([prompt]), 2 * size.tokens)
+        (stream,) = _answers(Stage(engine), Task([prompt]), size.speculated_tokens)
     predicted = [1 if place % 16 == 15 else token for place, token in enumerate(stream.ids)]
     task = Task([prompt])
     return {"random text": task, "random text, with prediction": attrs.evolve(task, prediction=pack_ids(predicted))}
@@ -88,7 +88,7 @@ def _tasks(target: Subject, size: InsideSize) -> dict[str, Task]:
     text = _FILE.read_text()
     edit = f"Rename the function `quantile` to `share_below` in this file. Answer with the whole file.\n```\n{text}```"
     code = [_chat(target, prompt) for prompt in _CODE[: 1 + size.repetitions]]
-    changed = target.tokenizer.encode(text.replace("quantile(", "share_below("))[: size.tokens]
+    changed = target.tokenizer.encode(text.replace("quantile(", "share_below("))[: size.speculated_tokens]
     return {
         "code": Task(code),
         "edit a file": Task([_chat(target, edit) + target.tokenizer.encode("```\n")]),
@@ -109,7 +109,7 @@ def _run(engines: Mapping[str, MlxEngine], task: Task, size: InsideSize) -> dict
     drafts = {mode: [0, 0] for mode in engines}
     for repetition in range(size.repetitions + 1):
         for mode, engine in engines.items():
-            streams = _answers(Stage(engine), task, 2 * size.tokens)
+            streams = _answers(Stage(engine), task, size.speculated_tokens)
             if repetition:
                 rates[mode].append(_rate(streams))
                 for end in (stream.end for stream in streams):
