@@ -20,9 +20,13 @@ _OUTLIER = 3.0
 @attrs.define
 class _Mean:
     value: float | None = None
+    is_warm: bool = False
+    """The first step of its size was there: that one allocates and may compile, and counts for nothing."""
 
     def add(self, seconds: float) -> None:
-        if self.value is None:
+        if not self.is_warm:
+            self.is_warm = True
+        elif self.value is None:
             self.value = seconds
         else:
             weight = _WEIGHT_DOWN if seconds < self.value else _WEIGHT_UP
@@ -51,7 +55,7 @@ class StepCosts:
 
     def saw_draft(self, rows: int, steps: int, seconds: float) -> None:
         """So many steps of the draft model."""
-        self._draft.setdefault(_size(rows), _Mean()).add(seconds / steps)
+        self._draft.setdefault(_size(rows), _Mean(is_warm=True)).add(seconds / steps)
 
     def plain(self, rows: int) -> float:
         """A decode step without proposals."""

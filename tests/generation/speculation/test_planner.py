@@ -171,3 +171,13 @@ def test_plain_steps_that_were_measured_too_slow_are_found_out_while_it_proposes
 def test_no_step_is_taken_for_slower_than_one_with_more_places() -> None:
     costs = StepCosts({1: 1.2, 2: 0.7, 5: 1.1})
     assert (costs.plain(1), costs.wide(1, 2), costs.wide(1, 5)) == (0.7, 0.7, 1.1)
+
+
+def test_the_first_step_of_a_size_says_nothing_about_the_next() -> None:
+    costs = StepCosts(FLAT)
+    for _ in range(2):
+        costs.saw_plain(1, 0.010)
+    costs.saw_wide(1, 2, 0.2)
+    assert costs.wide(1, 2) == pytest.approx(FLAT[2])
+    costs.saw_wide(1, 2, 0.012)
+    assert costs.wide(1, 2) == pytest.approx(0.012)
