@@ -41,11 +41,11 @@ def variants(rows: int) -> dict[str, Variant]:
         "command_buffer_ring 1": Variant({"metal_optimizations": MetalOptimizations(command_buffer_ring=1)}),
         "command_buffer_ring 3": Variant({"metal_optimizations": MetalOptimizations(command_buffer_ring=3)}),
         "in_place_attention off": Variant({"in_place_attention": "off"}),
+        "sampler_kernel off": Variant({"sampler_kernel": "off"}),
         "nothing compiled": Variant({"compile_steps": "off"}, compiles=False),
     }
     if not loading.is_cpu():
         found["dequantize off"] = Variant({"dequantize": "off"})
-        found["sampler_kernel off"] = Variant({"sampler_kernel": "off"})
     elif rows <= _ROWS_WITHOUT_KERNELS:
         found["native_kernels off"] = Variant({"native_kernels": False})
     if rows > 1:

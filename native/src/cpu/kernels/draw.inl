@@ -2,15 +2,15 @@
 
 Peak peak(const float* logits, const uint32_t* mask, long count, float* masked) {
   const float none = -INFINITY, largest_finite = 3.402823466e+38f;
-  constexpr long kBlock = 512;
+  constexpr long kSpan = 512;
   constexpr uint32_t kAll = uint32_t((uint64_t(1) << W) - 1);
   float most = none;
   long block = 0;
   uint32_t odd = 0, some = 0;
   auto is_allowed = [&](long i) { return mask == nullptr || ((mask[i >> 5] >> (i & 31)) & 1u); };
   long whole = count / W * W;
-  for (long first = 0; first < count; first += kBlock) {
-    long end = first + kBlock < count ? first + kBlock : count, vectors = end < whole ? end : whole;
+  for (long first = 0; first < count; first += kSpan) {
+    long end = first + kSpan < count ? first + kSpan : count, vectors = end < whole ? end : whole;
     V top = set1(none);
     for (long i = first; i < vectors; i += W) {
       V x = load(logits + i);
