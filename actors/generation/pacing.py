@@ -24,7 +24,7 @@ _MEMORY = 0.9
 _LEAST_VARIANCE = 0.01
 """Of chunk sizes, in units of their mean squared: below it they do not tell beginning and tokens apart."""
 _LARGEST_SHARE = 0.98
-_FIRST_TRIAL, _RAREST_TRIAL = 4, 256
+_FIRST_TRIAL, _RAREST_TRIAL = 16, 256
 """Chunks that miss the target before a larger one is tried."""
 _EASILY = 0.7
 """What the least chunk takes of what there is where the target is met by more than chance."""

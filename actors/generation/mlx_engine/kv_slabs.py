@@ -111,14 +111,19 @@ class SlabGroup:
         self._slots = slots
         self.layers = [LayerSlab(like, slots, self.capacity) for like in self._templates]
 
-    def add(self, caches: Caches, length: int) -> None:
-        """Copy one row in, behind the others."""
+    def make_room(self, rows: int) -> None:
+        """Slots for so many more rows: at once, for what grows is copied."""
+        needed = len(self.lengths) + rows
         if not self.layers:
-            self.allocate(1)
-        if len(self.lengths) == self._slots:
-            self._slots *= 2
+            self.allocate(1 << (needed - 1).bit_length())
+        elif needed > self._slots:
+            self._slots = 1 << (needed - 1).bit_length()
             for layer in self.layers:
                 layer.grow(self._slots)
+
+    def add(self, caches: Caches, length: int) -> None:
+        """Copy one row in, behind the others."""
+        self.make_room(1)
         for layer, cache in zip(self.layers, caches, strict=True):
             layer.put(len(self.lengths), cache, length)
         self.lengths.append(length)

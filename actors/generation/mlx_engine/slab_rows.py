@@ -233,6 +233,9 @@ class SlabRows:
         tags = self._tags()
         for group in list(self._groups):
             order = tags[group.capacity]
+            longer = [capacity_for(length + tokens) for length in group.lengths if length + tokens > group.capacity]
+            for capacity in set(longer):
+                self._group(capacity).make_room(longer.count(capacity))
             for slot in reversed(range(len(order))):
                 length = group.lengths[slot]
                 if length + tokens > group.capacity:

@@ -150,25 +150,33 @@ struct Panels {
   long width;    // of values
   std::vector<float> keys, values;
 
-  void fill(const Work& work, long row, long head) {
+  void resize(const Work& work, long row) {
     const Kernels& k = kernels();
-    long size = work.shape.size, length = work.lengths[row];
-    columns = (length + kTileColumns - 1) / kTileColumns * kTileColumns;
-    width = (size + k.tile_columns - 1) / k.tile_columns * k.tile_columns;
-    keys.resize(size_t(columns * size));
-    values.assign(size_t(columns * width), 0.0f);
-    std::vector<float> scratch(static_cast<size_t>(kTileColumns * size));
-    for (long first = 0; first < length; first += kTileColumns) {
-      long count = std::min(kTileColumns, length - first), stride;
-      const float* block = work.columns(work.keys, row, head, first, count, scratch.data(), stride);
-      DenseMatrix matrix{block, Type::f32, count, size, stride};
-      for (long c = 0; c < kTileColumns; c += k.tile_columns)
-        k.pack_dense(matrix, std::min(c, count - 1), 0, size, keys.data() + (first + c) * size);
-      block = work.columns(work.values, row, head, first, count, scratch.data(), stride);
-      for (long c = 0; c < count; c++)
-        for (long d = 0; d < size; d++)
-          values[size_t(d / k.tile_columns * k.tile_columns * columns + (first + c) * k.tile_columns +
-                        d % k.tile_columns)] = block[c * stride + d];
+    columns = (work.lengths[row] + kTileColumns - 1) / kTileColumns * kTileColumns;
+    width = (work.shape.size + k.tile_columns - 1) / k.tile_columns * k.tile_columns;
+    keys.resize(size_t(columns * work.shape.size));
+    values.resize(size_t(columns * width));
+  }
+
+  // One block of kTileColumns columns; zeros stand for what there is not.
+  void fill(const Work& work, long row, long head, long first) {
+    static thread_local Scratch scratch;
+    const Kernels& k = kernels();
+    long size = work.shape.size, count = std::min<long>(kTileColumns, work.lengths[row] - first), stride;
+    float* wide = scratch.floats(size_t(kTileColumns * size));
+    const float* block = work.columns(work.keys, row, head, first, count, wide, stride);
+    DenseMatrix matrix{block, Type::f32, count, size, stride};
+    for (long c = 0; c < kTileColumns; c += k.tile_columns)
+      k.pack_dense(matrix, std::min(c, count - 1), 0, size, keys.data() + (first + c) * size);
+    block = work.columns(work.values, row, head, first, count, wide, stride);
+    for (long d = 0; d < width; d += k.tile_columns) {
+      float* panel = values.data() + d * columns + first * k.tile_columns;
+      long given = std::min<long>(k.tile_columns, size - d);
+      for (long c = 0; c < kTileColumns; c++, panel += k.tile_columns) {
+        long some = c < count ? given : 0;
+        std::copy_n(block + c * stride + d, some, panel);
+        std::fill(panel + some, panel + k.tile_columns, 0.0f);
+      }
     }
   }
 };
@@ -212,8 +220,14 @@ void attend_many_queries(const Work& work, void* out) {
   long pairs = shape.rows * shape.kv_heads;
   panels.resize(std::max(panels.size(), size_t(pairs)));
   Panels* mine = panels.data();
-  auto fill = [&](int pair) { mine[pair].fill(work, pair / shape.kv_heads, pair % shape.kv_heads); };
-  parallel(int(pairs), fill);
+  for (long pair = 0; pair < pairs; pair++) mine[pair].resize(work, pair / shape.kv_heads);
+  long blocks = *std::max_element(work.lengths, work.lengths + shape.rows);
+  blocks = (blocks + kTileColumns - 1) / kTileColumns;
+  auto fill = [&](int chunk) {
+    long pair = chunk / blocks, row = pair / shape.kv_heads, first = chunk % blocks * kTileColumns;
+    if (first < work.lengths[row]) mine[pair].fill(work, row, pair % shape.kv_heads, first);
+  };
+  parallel(int(pairs * blocks), fill);
   long tiles = (work.shared() + kernels().tile_rows - 1) / kernels().tile_rows;
   auto tile = [&](int chunk) {
     long pair = chunk / tiles;
