@@ -94,6 +94,7 @@ def _pairs(first: Callable[[], float], second: Callable[[], float], count: int) 
 
 
 def _rate(engine: MlxEngine, prompts: list[list[int]], tokens: int, samplings: list[Sampling]) -> float:
+    loading.prepare_device(engine._settings)  # what is chosen for the process is as the engine loaded last wants it
     stage = Stage(engine)
     streams = [stage.submit(prompt, tokens, each) for prompt, each in zip(prompts, samplings, strict=True)]
     stage.run()
