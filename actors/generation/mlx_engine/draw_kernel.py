@@ -242,6 +242,8 @@ def draw(logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.
     1 / temperature (0: greedy), top-p, min-p and the uniform number in [0, 1); `limits` [rows] int32
     is top-k (0: none).
     """
+    if masks is not None:  # a tokenizer may have more ids than there are logits
+        masks = masks[:, : (logits.shape[1] + 31) // 32]
     if _way == "cpu":
         return kernels.operations.draw(logits, masks, floats, limits)  # type: ignore[no-any-return]
     rows, vocab_size = logits.shape

@@ -89,7 +89,12 @@ class Adjustments:
             places[index] = place
         penalties = [[getattr(parameters, name) for name in _PENALTIES] for parameters, _ in self.rows]
         adjusted: mx.array = kernels.operations.adjust(
-            logits, mx.array(places, dtype=mx.int32), self.bias, self.counts, self.seen, mx.array(penalties)
+            logits,
+            mx.array(places, dtype=mx.int32),
+            self.bias,
+            self.counts,
+            self.seen,
+            mx.array(penalties, dtype=mx.float32),
         )
         return adjusted
 

@@ -27,4 +27,4 @@ def pick(weights: mx.array, uniform: mx.array) -> mx.array:
     weight 0."""
     mass = mx.cumsum(weights, axis=-1)
     target = uniform * mx.max(mass, axis=-1, keepdims=True)
-    return mx.argmax(mx.logical_and(mass > target, weights > 0), axis=-1)
+    return mx.argmax(mx.logical_and(mass > target, weights > 0), axis=-1).astype(mx.int32)

@@ -146,6 +146,14 @@ def test_rows_without_a_choice_are_told_apart(way: str) -> None:
         assert tokens[5] == vocab_size - 1
 
 
+def test_masks_may_be_wider_than_the_logits(way: str) -> None:
+    """As those of a tokenizer with more ids than the model has logits."""
+    allowed = np.zeros((2, 96), bool)
+    allowed[0, 7] = allowed[1, 20] = True
+    tokens = drawn(mx.zeros((2, 32)), [Sampling(temperature=0), Sampling()], [0.0, 0.5], allowed)
+    assert tokens == [7, 20]
+
+
 WRONG = {
     "one row": lambda draw, row: draw(mx.zeros(33), None, row, mx.zeros(1, dtype=mx.int32)),
     "integers": lambda draw, row: draw(mx.zeros((1, 33), dtype=mx.int32), None, row, mx.zeros(1, dtype=mx.int32)),
