@@ -264,7 +264,7 @@ class Generation:
     )
     sampler_kernel: Literal["auto", "on", "off"] = setting(
         "auto",
-        "Draw the tokens of all rows by one kernel of ours; `auto`: on the CPU and on CUDA. Metal's has not been run.",
+        "One kernel of ours draws all rows' tokens; `auto`: on CUDA, and on the CPU where it was built. Not run on Metal.",
     )
     compile_steps: Literal["auto", "on", "off"] = setting(
         "auto", "Compile the decode steps that write in place; `auto`: on CUDA."

@@ -202,7 +202,7 @@ _way: Way = "operations"
 
 
 def choose(setting: str) -> None:
-    """How this process draws: `on` and `off` a kernel, or `auto`, which is on but for Metal."""
+    """Whether this process draws by a kernel: `on`, `off`, or `auto`, which is on but for Metal."""
     global _way
     _way = "operations"
     if setting == "off":

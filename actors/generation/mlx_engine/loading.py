@@ -160,7 +160,7 @@ def warm_up(record: ModelRecord, model: Any, own: Caches, rows: RowsCache) -> No
 
     `own` and `rows` are empty. Raises ModelLoadFailed.
     """
-    token = mx.zeros(1, dtype=mx.uint32)
+    token = mx.zeros(1, dtype=mx.int32)
     try:
         model(mx.zeros((1, 8), dtype=mx.uint32), cache=own)
         rows.join([own])

@@ -56,6 +56,8 @@ class Adjustments:
     bias: mx.array | None = None
     counts: mx.array | None = None
     seen: mx.array | None = None
+    native: tuple[mx.array, mx.array] | None = None
+    """What the native operation takes besides: each row's place among these, and their penalties."""
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Sampling, History]]) -> Adjustments | None:
@@ -84,17 +86,15 @@ class Adjustments:
         return logits
 
     def _apply_natively(self, logits: mx.array) -> mx.array:
-        places = [-1] * logits.shape[0]
-        for place, index in enumerate(self.indices):
-            places[index] = place
-        penalties = [[getattr(parameters, name) for name in _PENALTIES] for parameters, _ in self.rows]
+        if self.native is None:
+            places = [-1] * logits.shape[0]
+            for place, index in enumerate(self.indices):
+                places[index] = place
+            penalties = [[getattr(parameters, name) for name in _PENALTIES] for parameters, _ in self.rows]
+            self.native = mx.array(places, dtype=mx.int32), mx.array(penalties, dtype=mx.float32)
+        places_of_rows, factors = self.native
         adjusted: mx.array = kernels.operations.adjust(
-            logits,
-            mx.array(places, dtype=mx.int32),
-            self.bias,
-            self.counts,
-            self.seen,
-            mx.array(penalties, dtype=mx.float32),
+            logits, places_of_rows, self.bias, self.counts, self.seen, factors
         )
         return adjusted
 

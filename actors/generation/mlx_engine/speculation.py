@@ -232,7 +232,7 @@ def measured_costs(cache: RowsCache, caches: Caches, clock: Clock) -> StepCosts:
         cache.reserve(width)
         for _ in range(_TRIES):
             before = clock()
-            mx.eval(mx.argmax(cache.forward(mx.zeros((1, width), dtype=mx.uint32)), axis=-1))
+            mx.eval(mx.argmax(cache.forward(mx.zeros((1, width), dtype=mx.int32)), axis=-1))
             cache.drop([width])
             curve[width] = min(curve.get(width, math.inf), clock() - before)
     return StepCosts(curve)

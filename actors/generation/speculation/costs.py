@@ -21,7 +21,7 @@ _OUTLIER = 3.0
 class _Mean:
     value: float | None = None
     is_warm: bool = False
-    """The first step of its size was there: that one allocates and may compile, and counts for nothing."""
+    """The first step of its size was seen: that one allocates and may compile, so it is not counted."""
 
     def add(self, seconds: float) -> None:
         if not self.is_warm:

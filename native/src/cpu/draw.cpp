@@ -13,7 +13,7 @@ namespace mlx_serving::cpu {
 namespace {
 
 // Candidates are sought among ever smaller weights; that of the most probable token is 1. Nearly always the first few
-// hundred are enough. The last is the smallest that `weigh` gives.
+// hundred are enough. The last lies below all that `weigh` gives but 0.
 constexpr float kFloors[] = {0x1p-10f, 0x1p-24f, 0x1p-126f};
 
 // A row's weights of at least some floor, in the order of tokens.

@@ -15,8 +15,8 @@ constexpr long kBlockWords = kBlock<Bits> * Bits / 32;
 // Floats of arranged x a block.
 template <int Bits>
 constexpr long kArranged = kInLanes<Bits> ? kBlock<Bits> + W : kBlock<Bits>;
-// The digits of a word, which share a scale and a bias, meet x as they are, and the sums are scaled: where registers hold
-// the sums of a word beside those of a row.
+// The digits of a word, which share a scale and a bias, meet x as they are, and the sums are scaled: where it
+// was measured to be faster, which with few registers is for few rows.
 template <int Bits, int M>
 constexpr bool kScalesSums = kInLanes<Bits> && M <= (kRegisters == 32 ? 6 : 4);
 // The most rows of x in one pass over the matrix: more where finding digits costs more than their products.
