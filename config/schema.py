@@ -264,7 +264,7 @@ class Generation:
     )
     sampler_kernel: Literal["auto", "on", "off"] = setting(
         "auto",
-        "One kernel of ours draws all rows' tokens; `auto`: on CUDA, and on the CPU where it was built. Not run on Metal.",
+        "One kernel draws all rows' tokens; `auto`: on CUDA, and on the CPU where it is built; never run on Metal.",
     )
     compile_steps: Literal["auto", "on", "off"] = setting(
         "auto", "Compile the decode steps that write in place; `auto`: on CUDA."
