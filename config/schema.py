@@ -259,8 +259,13 @@ class Generation:
         "Attend by plain operations where a pass has several tokens a row, for fused attention prepares anew for every "
         "number of tokens and columns; `auto`: on CUDA.",
     )
+    product_kernels: bool = setting(
+        True, "On CUDA multiply few rows by kernels of ours: up to 32 in half precision, up to 64 with 4-bit weights."
+    )
     dequantize: Literal["auto", "on", "off"] = setting(
-        "auto", "Keep quantised weights dequantised in memory; `auto`: on CUDA, where they leave half of it free."
+        "auto",
+        "Keep quantised weights dequantised in memory; `auto`: on CUDA, where product_kernels does not take them and "
+        "they leave half of it free.",
     )
     sampler_kernel: Literal["auto", "on", "off"] = setting(
         "auto",

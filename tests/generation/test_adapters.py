@@ -14,7 +14,7 @@ from support.tiny_models import make_tiny_model
 
 from mlx_serving.actors.errors import ModelLoadFailed, ModelNotFound
 from mlx_serving.actors.generation.mlx_engine.adapters import NONE, Adapters
-from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
+from mlx_serving.actors.generation.mlx_engine.linear_layers import choose_products, dense_from
 from mlx_serving.actors.models.adapter import AdapterRecord, describe_adapter
 from mlx_serving.actors.models.record import ModelRecord
 
@@ -130,12 +130,12 @@ def test_quantised_layers_are_adapted_and_keep_what_made_them_faster(base: Model
         quantize(each, group_size=32, bits=4)
     reference = load_adapters(reference, str(folder))
     reference.eval()
-    assert use_dense_products(model, 1)
+    assert choose_products(model, dense_from(1))
     adapters = Adapters(model, shelf.find, 4)
     adapters.select([NONE, adapters.acquire("one")])
     ours = logits(model, PROMPTS[:2])
     assert close(ours[1], logits(reference, [PROMPTS[1]])[0])
-    assert type(model.model.layers[1].self_attn.q_proj).__name__ == "AdaptedDenseLinear"
+    assert type(model.model.layers[1].self_attn.q_proj).__name__ == "AdaptedChoosingQuantizedLinear"
 
 
 def test_a_loaded_adapter_is_shared_and_unused_ones_leave_for_others(base: ModelRecord, shelf: Shelf) -> None:

@@ -30,7 +30,13 @@ Template = Sequence[tuple[str, Any]]
 HAS_COMPILER = shutil.which("g++") is not None
 _SHIM = Path(__file__).with_name("gpu_shim")
 _FLAGS = ("-std=c++20", "-O1", "-fPIC", "-Wno-attributes", f"-I{_SHIM}")
-_TYPES = {mx.float32: "float", mx.bfloat16: "machine::bfloat16", mx.uint32: "uint32_t", mx.int32: "int32_t"}
+_TYPES = {
+    mx.float32: "float",
+    mx.bfloat16: "machine::bfloat16",
+    mx.float16: "machine::float16",
+    mx.uint32: "uint32_t",
+    mx.int32: "int32_t",
+}
 _PLACES = {
     "threadgroup_position_in_grid": "machine::group()",
     "threadgroups_per_grid": "machine::groups()",
@@ -211,8 +217,8 @@ def _fresh(shape: tuple[int, ...], dtype: mx.Dtype) -> NDArray[Any]:
     """An output that shows where nothing was written to it: NaN, or a large number."""
     if dtype == mx.bfloat16:
         return np.full(shape, 0x7FFF, dtype=np.uint16)
-    if dtype == mx.float32:
-        return np.full(shape, np.nan, np.float32)
+    if dtype in (mx.float32, mx.float16):
+        return np.full(shape, np.nan, np.float32 if dtype == mx.float32 else np.float16)
     return np.full(shape, 0xDEADBEEF, np.uint32).view(np.int32 if dtype == mx.int32 else np.uint32)
 
 

@@ -9,7 +9,12 @@ import mlx.core as mx
 import pytest
 from support.gpu_kernels import Gpu, Language
 
-from mlx_serving.actors.generation.mlx_engine import attention_kernels, draw_kernel, kernel_dialects
+from mlx_serving.actors.generation.mlx_engine import (
+    attention_kernels,
+    draw_kernel,
+    kernel_dialects,
+    product_kernels,
+)
 
 
 @attrs.frozen
@@ -33,3 +38,5 @@ def forget() -> None:
     """Make the kernels anew when they are next used."""
     draw_kernel._kernel.cache_clear()
     attention_kernels._kernels.cache_clear()
+    product_kernels._dense_kernel.cache_clear()
+    product_kernels._quantized_kernel.cache_clear()

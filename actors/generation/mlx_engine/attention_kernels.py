@@ -27,10 +27,10 @@ import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine.kernel_dialects import dialect
 
-_BLOCKS = 264
-"""Enough to occupy the largest devices twice."""
-_PART_COLUMNS = 512
-"""What one block takes in so little time that more of them, and joining their parts, would take longer."""
+_PART_COLUMNS, _MOST_PARTS = 512, 32
+"""What one block takes in so little time that more of them, and joining their parts, would take longer; and how many
+of them occupy the largest devices with one row. The number hangs on the capacity alone, so that a row's result is the
+same whatever is beside it."""
 _LARGEST_HEADS_PER_KEY = 16
 MOST_TOKENS = 16
 """A row's in one pass: what speculation checks; more is prefill's."""
@@ -192,7 +192,7 @@ def attend_in_place(
         raise ValueError(f"{heads // kv_heads} heads share a key; the kernel takes up to {_LARGEST_HEADS_PER_KEY}")
     if len({each.dtype for each in (queries, keys, values, slab_keys, slab_values)}) > 1:
         raise ValueError(f"queries are {queries.dtype}, the slabs {slab_keys.dtype}; the kernel takes one type")
-    parts = max(1, min(_BLOCKS // (rows * tokens * kv_heads), capacity // _PART_COLUMNS))
+    parts = max(1, min(_MOST_PARTS, capacity // _PART_COLUMNS))
     in_parts, join, warps = _kernels()
     shape = [("T", queries.dtype), ("D", size)]
     whole = queries.dtype if parts == 1 else mx.float32

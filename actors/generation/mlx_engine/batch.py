@@ -13,6 +13,7 @@ import attrs
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
+from mlx_serving.actors.generation.mlx_engine import picking
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.logprobs import Logprobs, logprobs_of, wanted_logprobs
@@ -147,7 +148,7 @@ class Batch:
         tokens = mx.maximum(check.tokens, 0)
         self._prepared_sampler().advance(tokens, counts)
         last = mx.array(list(counts), dtype=mx.int32)[:, None] - 1
-        self._inputs = mx.take_along_axis(tokens, last, axis=1)[:, 0]
+        self._inputs = picking.along_last(tokens, last)[:, 0]
 
     def sample(self, logits: mx.array, masks: mx.array | None = None) -> Step:
         """The graph of every row's next token, which the following forward pass takes in."""

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 
 from mlx_serving.actors.clock import Clock
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import guiding, loading
+from mlx_serving.actors.generation.mlx_engine import guiding
 from mlx_serving.actors.generation.mlx_engine.batch import Batch, Step
+from mlx_serving.actors.generation.mlx_engine.device import back_end
 from mlx_serving.actors.generation.mlx_engine.guiding import Guiding
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.speculation import Checked, Speculator
@@ -58,6 +59,8 @@ class Decoding:
         """Steps, and the prompt tokens that were set going before each."""
         self._joining: Sequence[Row] = ()
         self._read_at: float | None = None
+        self._is_steady = False
+        """The read before was of a plain step, while the one after it was already on its way."""
         self._prefilled = 0
 
     @property
@@ -154,7 +157,7 @@ class Decoding:
         plan = speculator.plan(self.batch.rows, self.pace.budget) if speculator is not None else None
         if speculator is None or plan is None:
             return None
-        tokens = self._read(len(self._in_flight))
+        tokens = self._drain()
         self._let_go()
         checked = speculator.check(self.batch, plan, self._guiding.draft_masks) if self.batch.rows else None
         if checked is None:
@@ -172,6 +175,16 @@ class Decoding:
         readings = self._await(steps)
         if before is not None:
             before()
+        self._take_all(readings)
+        return len(readings)
+
+    def _drain(self) -> int:
+        """Read all steps before another is set going: how long that takes says little about a step."""
+        readings = []
+        while self._in_flight:
+            readings += self._in_flight[0][0].read()
+            self._in_flight.popleft()
+            self._read_at, self._is_steady = self._clock(), False
         self._take_all(readings)
         return len(readings)
 
@@ -193,19 +206,21 @@ class Decoding:
         """A step was read that took `width` tokens in from each row, behind so many prompt tokens.
 
         Since the one before it, the device has computed these and the host has set going what is beside the next step:
-        the time says something where that is as much.
+        the time says something where that is as much. After a check the host has two steps to set going before it reads
+        a plain one.
         """
         now = self._clock()
-        if self._read_at is not None and prefilled == self._prefilled:
+        counts = prefilled == self._prefilled and (width > 1 or self._is_steady)
+        if self._read_at is not None and counts:
             self.pace.observe(now - self._read_at, prefilled)
             if self.speculator is not None and not prefilled:
                 self.speculator.saw_step(len(self.batch.rows), width, now - self._read_at)
-        self._read_at = now if self.batch.rows else None
+        self._read_at, self._is_steady = (now if self.batch.rows else None), width == 1
 
     def _overlaps(self) -> bool:
         """Whether a step may be set going while another is in flight."""
         chosen = self._optimizations
         if chosen.command_buffer_ring == 1 or self.batch.cache.writes_in_place:
             return chosen.command_buffer_ring > 1
-        most = chosen.ring_kv_bytes or _OVERLAP_BYTES[loading.back_end()]
+        most = chosen.ring_kv_bytes or _OVERLAP_BYTES[back_end()]
         return self.batch.cache.nbytes <= most

@@ -20,6 +20,7 @@ from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine import composed_attention, loading
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.row import Row
 from mlx_serving.actors.generation.mlx_engine.rows_cache import Order
 from mlx_serving.actors.generation.mlx_engine.sampling import DRAFTING, Draw
@@ -104,11 +105,13 @@ class _Held:
 class DraftModel:
     """Made by `load_draft`. A pass of it is over all rows that it holds."""
 
-    def __init__(self, model: Any, vocab_size: int, kv_type: str) -> None:
+    def __init__(self, model: Any, vocab_size: int, settings: Generation) -> None:
         self._model = model
         self._attending = composed_attention.around(model)
         self._vocab_size = vocab_size
-        self._cache, self._form = rows_cache_for(model, kv_type)
+        self._cache, self._form = rows_cache_for(
+            model, settings.kv_type, settings.in_place_attention, loading.compiles(settings)
+        )
         self._held: list[_Held] = []
         self._filling: list[_Held] = []
 
@@ -189,8 +192,8 @@ class DraftModel:
         self._cache.drop([width - len(ids) for ids in pending])
         for held, ids in zip(self._held, pending, strict=True):
             held.length += len(ids)
-        last = mx.array([max(0, len(ids) - 1) for ids in pending])
-        return mx.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
+        last = [place * width + max(0, len(ids) - 1) for place, ids in enumerate(pending)]
+        return logits.reshape(-1, logits.shape[-1])[mx.array(last, dtype=mx.int32)]
 
     def _fill(self, held: _Held, budget: int) -> int:
         """Prefill a row up to its last id; how many tokens that took."""
@@ -240,11 +243,11 @@ def load_draft(record: ModelRecord, target: ModelRecord, tokenizer: TextTokenize
     check_vocabulary(record, target, TextTokenizer.load(record.path), tokenizer)
     model = loading.load_weights(record)
     kind = settings.speculation.draft_weights
-    if kind == "4bit" or (kind == "auto" and loading.is_cpu()):
+    if kind == "4bit" or (kind == "auto" and is_cpu()):
         round_weights(model)
     loading.speed_up(model, settings)
     loading.widen(model, record)
-    draft = DraftModel(model, min(record.vocab_size, target.vocab_size), settings.kv_type)
+    draft = DraftModel(model, min(record.vocab_size, target.vocab_size), settings)
     if not draft.can_roll_back:
         raise ModelLoadFailed(
             f"{record.name} cannot be a draft model: its architecture {record.architecture} keeps state that cannot be "

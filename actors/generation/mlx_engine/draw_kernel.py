@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
+from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.kernel_dialects import dialect
 from mlx_serving.native import kernels
 
@@ -207,7 +208,7 @@ def choose(setting: str) -> None:
     _way = "operations"
     if setting == "off":
         return
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if is_cpu():
         _way = "cpu" if kernels.choice.choice == "native" else "operations"
     elif mx.cuda.is_available() or (setting == "on" and mx.metal.is_available() and _draws_right()):
         _way = "gpu"

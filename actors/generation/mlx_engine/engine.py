@@ -14,6 +14,7 @@ Over 400 lines, for every part of a step has to know how rows leave it; what the
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from typing import Any
 
@@ -26,11 +27,12 @@ from mlx_serving.actors.generation.answer import Timeline
 from mlx_serving.actors.generation.capacity import kv_budget
 from mlx_serving.actors.generation.engine import EngineLimits, HeldPrefixes, StepReport
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import guiding, loading
+from mlx_serving.actors.generation.mlx_engine import guiding, loading, prefill, rehearsal
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters, FindAdapter, no_adapter
 from mlx_serving.actors.generation.mlx_engine.batch import Batch, first_step
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.decoding import Decoding
+from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.draft_model import DraftModel, load_draft
 from mlx_serving.actors.generation.mlx_engine.outputs import Outputs
 from mlx_serving.actors.generation.mlx_engine.prompts import IDLE_TOKENS, Prompts
@@ -47,6 +49,7 @@ from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
 
+_log = logging.getLogger(__name__)
 _STEPS_BETWEEN_CLEARINGS = 256
 _NOT_FINITE = "the model's output for this sequence was not finite"
 
@@ -92,6 +95,7 @@ class MlxEngine:
         self._load_draft()
         self._start_batching()
         loading.warm_up(self._record, self._model, self._new_caches(), self._decoding.batch.cache.fresh())
+        self._rehearse()
         self._decoding.speculator = self._make_speculator()
         if vocabulary.is_alive():
             vocabulary.join()
@@ -106,16 +110,7 @@ class MlxEngine:
         return thread
 
     def submit(self, sequence: SequenceQueued, started_at: float) -> None:
-        prompt = prompt_of(sequence, self._record)
-        limit = answer_limit(sequence, len(prompt), self._record)
-        row = Row(
-            sequence,
-            prompt,
-            len(prompt),
-            answer_of(sequence, limit, self._eos_ids, self._tokenizer),
-            RowSampling.begin(sequence.sampling, sequence.index, prompt),
-            Timeline(sequence.queued_at, started_at),
-        )
+        row = self._row(sequence, started_at)
         row.adapter = self._adapters.acquire(sequence.adapter)
         self._reuse.queue(row)
         self._guiding.begin(row)
@@ -198,11 +193,41 @@ class MlxEngine:
         self._model = None
         mx.clear_cache()
 
+    def _row(self, sequence: SequenceQueued, started_at: float) -> Row:
+        prompt = prompt_of(sequence, self._record)
+        limit = answer_limit(sequence, len(prompt), self._record)
+        return Row(
+            sequence,
+            prompt,
+            len(prompt),
+            answer_of(sequence, limit, self._eos_ids, self._tokenizer),
+            RowSampling.begin(sequence.sampling, sequence.index, prompt),
+            Timeline(sequence.queued_at, started_at),
+        )
+
     def _load_draft(self) -> None:
         if self._draft_record is not None:
             self._draft = load_draft(self._draft_record, self._record, self._tokenizer, self._settings)
             kv_bytes = self._record.kv_bytes_per_token + self._draft_record.kv_bytes_per_token
             self._record = attrs.evolve(self._record, kv_bytes_per_token=kv_bytes)
+
+    def _rehearse(self) -> None:
+        """Have everything compiled that requests may need. What fails here would fail a request alone."""
+        if is_cpu():
+            return
+        rows = [self._row(each, 0.0) for each in rehearsal.sequences(self._slots)]
+        self._adapters.select([0] * len(rows))
+        try:
+            rehearsal.rehearse(
+                self._decoding.batch.anew(),
+                rows,
+                lambda row: prefill.fill(self._model, row, row.unfilled, self._new_caches),
+                self._record.vocab_size,
+                self._draft is not None,
+            )
+        except Exception:
+            _log.exception("the rehearsal failed: the first requests may have to wait for kernels")
+        mx.clear_cache()
 
     def _make_speculator(self) -> Speculator | None:
         caches = self._new_caches()

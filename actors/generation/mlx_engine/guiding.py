@@ -17,9 +17,10 @@ from mlx_serving.actors.errors import GenerationFailed, ServingError, describe
 from mlx_serving.actors.generation.guidance.beginning import begin_guide
 from mlx_serving.actors.generation.guidance.compiler import GuideCompiler
 from mlx_serving.actors.generation.guidance.guide import Guide
-from mlx_serving.actors.generation.guidance.masks import fill_draft_masks, fill_masks, new_masks
+from mlx_serving.actors.generation.guidance.masks import fill_draft_masks, fill_masks
 from mlx_serving.actors.generation.guidance.matchers import Matchers
-from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine.device import is_cpu
+from mlx_serving.actors.generation.mlx_engine.mask_buffer import MaskBuffer
 from mlx_serving.actors.generation.mlx_engine.row import Followed, Reading, Row
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Guidance
@@ -37,8 +38,9 @@ class Guiding:
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._awaited: list[Row] = []
-        self._masks = new_masks(0, self._matchers.width)
-        self._cores_are_free = not loading.is_cpu()
+        self._masks = MaskBuffer(self._matchers.width)
+        self._draft_masks = MaskBuffer(self._matchers.width)
+        self._cores_are_free = not is_cpu()
 
     def load(self) -> None:
         """Read the vocabulary, on any thread: later it would hold every row up."""
@@ -84,19 +86,16 @@ class Guiding:
         guides = [active_guide(row) for row in rows]
         if not any(guide is not None and guide.restricts for guide in guides):
             return None
-        if len(self._masks) != len(rows):
-            self._masks = new_masks(len(rows), self._matchers.width)
-        fill_masks(guides, self._masks, on_all_cores=self._cores_are_free)
-        return mx.array(self._masks)  # a copy: the next step fills the same memory
+        fill_masks(guides, self._masks.of(len(rows)), on_all_cores=self._cores_are_free)
+        return self._masks.on_device(len(rows))
 
     def draft_masks(self, rows: Sequence[Row], drafts: Sequence[Sequence[int]], width: int) -> mx.array | None:
         """What each row may say next and after each token of its draft, [rows, width, words]."""
         guides = [active_guide(row) for row in rows]
         if not any(guides):
             return None
-        masks = new_masks(len(rows) * width, self._matchers.width).reshape(len(rows), width, -1)
-        fill_draft_masks(guides, drafts, masks)
-        return mx.array(masks)
+        fill_draft_masks(guides, drafts, self._draft_masks.of(len(rows) * width).reshape(len(rows), width, -1))
+        return self._draft_masks.on_device(len(rows) * width).reshape(len(rows), width, -1)
 
     def close(self) -> None:
         self._awaited.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import mlx.core as mx
@@ -12,9 +12,9 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_serving.actors.errors import ModelLoadFailed
-from mlx_serving.actors.generation.mlx_engine import composed_attention, draw_kernel
+from mlx_serving.actors.generation.mlx_engine import composed_attention, draw_kernel, linear_layers
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
-from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
+from mlx_serving.actors.generation.mlx_engine.device import back_end, is_cpu
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
 from mlx_serving.actors.generation.mlx_engine.sampling import Draw
 from mlx_serving.actors.generation.mlx_engine.slab_rows import SMALLEST_CAPACITY
@@ -32,18 +32,8 @@ _KEPT_CACHE_BYTES = {"cpu": 32 << 20, "metal": 32 << 20, "cuda": math.inf}
 """What the allocator may keep over a rest. On CUDA its own limit is enough: the driver would have to map again at
 the next request what it is given back."""
 _HALF = (mx.float16, mx.bfloat16)
-
-
-def is_cpu() -> bool:
-    """Whether MLX computes on the CPU back end."""
-    return bool(mx.default_device().type == mx.DeviceType.cpu)
-
-
-def back_end() -> Literal["cpu", "metal", "cuda"]:
-    """Where MLX computes."""
-    if is_cpu():
-        return "cpu"
-    return "cuda" if mx.cuda.is_available() else "metal"
+_TENSOR_CORES = 8
+"""Major number of the CUDA architectures whose tensor cores take bfloat16."""
 
 
 def prepare_device(settings: Generation) -> None:
@@ -77,11 +67,22 @@ def load_weights(record: ModelRecord) -> Any:
 def speed_up(model: Any, settings: Generation) -> str:
     """Install what makes this back end faster without changing what it computes; says what computes then."""
     if not is_cpu():
-        return "mlx"
+        if not _has_product_kernels(settings):
+            return "mlx"
+        linear_layers.choose_products(model, linear_layers.on_tensor_cores)
+        return "tensor cores"
     if settings.native_kernels and install(model):
         return f"native {operations.instructions()}"
-    use_dense_products(model, settings.cpu_dense_rows)
+    if settings.cpu_dense_rows:
+        linear_layers.choose_products(model, linear_layers.dense_from(settings.cpu_dense_rows))
     return "mlx"
+
+
+def _has_product_kernels(settings: Generation) -> bool:
+    """Whether our kernels for few rows are wanted, and run here."""
+    if not settings.product_kernels or not mx.cuda.is_available():
+        return False
+    return int(mx.device_info().get("compute_capability_major", 0)) >= _TENSOR_CORES
 
 
 def failed(record: ModelRecord, error: Exception) -> ModelLoadFailed:
@@ -119,16 +120,20 @@ def _weights(model: Any) -> list[mx.array]:
 
 
 def dequantise(model: Any, settings: Generation) -> Any:
-    """Keep quantised weights dequantised where that is set, or faster and cheap: on CUDA, if memory abounds.
+    """Keep quantised weights dequantised where that is set, or faster and cheap: on CUDA, if memory abounds and our
+    kernels do not take them all.
 
-    MLX's batched product with 4-bit weights is several times slower there than with bfloat16 ones.
+    MLX's batched product with quantised weights is several times slower there than with bfloat16 ones.
     """
+    quantised = _quantised_layers(model)
     is_wanted = settings.dequantize == "on" or (settings.dequantize == "auto" and mx.cuda.is_available())
-    if not is_wanted or not any(hasattr(module, "bits") for module in model.modules()):
+    if not is_wanted or not quantised:
         return model
-    expected = sum(_dequantised_bytes(module) for module in model.modules())
-    if settings.dequantize == "auto" and expected > _DENSE_SHARE * settings.memory_fraction * memory_bytes():
-        return model
+    if settings.dequantize == "auto":
+        expected = sum(map(_dequantised_bytes, quantised))
+        is_large = expected > _DENSE_SHARE * settings.memory_fraction * memory_bytes()
+        if is_large or (_has_product_kernels(settings) and all(map(linear_layers.takes, quantised))):
+            return model
     if is_cpu():  # half precision would round the products of digits and scales
         model.set_dtype(mx.float32, lambda dtype: dtype in _HALF)
     dense = dequantize_model(model)
@@ -137,10 +142,12 @@ def dequantise(model: Any, settings: Generation) -> Any:
     return dense
 
 
+def _quantised_layers(model: Any) -> list[Any]:
+    return [module for module in model.modules() if linear_layers.is_quantised(module)]
+
+
 def _dequantised_bytes(module: Any) -> int:
-    """What the weight of a quantised layer takes in the type of its scales; 0 for other modules."""
-    if not hasattr(module, "bits"):
-        return 0
+    """What the weight of a quantised layer takes in the type of its scales."""
     return int(module.weight.size * 32 // module.bits * module.scales.dtype.size)
 
 

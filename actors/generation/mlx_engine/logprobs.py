@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
+from mlx_serving.actors.generation.mlx_engine import picking
 from mlx_serving.actors.messages.values import Sampling
 
 
@@ -56,13 +57,13 @@ def logprobs_of(
     rows = mx.array(places)
     raw = logits[rows].astype(mx.float32)
     scores = raw - mx.logsumexp(raw, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(scores, tokens[rows][:, None], axis=-1)[:, 0]
+    chosen = picking.along_last(scores, mx.maximum(tokens[rows], 0)[:, None])[:, 0]
     tops = tuple(parameters[place].top_logprobs for place in places)
     count = min(max(tops), scores.shape[-1])
     if not count:
         return Logprobs(places, tops, chosen, None, None)
     ids = mx.argpartition(-scores, count - 1, axis=-1)[:, :count]
-    values = mx.take_along_axis(scores, ids, axis=-1)
+    values = picking.along_last(scores, ids)
     order = mx.argsort(-values, axis=-1)
-    ids, values = (mx.take_along_axis(each, order, axis=-1) for each in (ids, values))
+    ids, values = (picking.along_last(each, order) for each in (ids, values))
     return Logprobs(places, tops, chosen, ids, values)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import attrs
 import mlx.core as mx
 
-from mlx_serving.actors.generation.mlx_engine import draw_kernel
+from mlx_serving.actors.generation.mlx_engine import draw_kernel, picking
+from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.messages.values import Sampling
 from mlx_serving.native import kernels
 
@@ -58,6 +59,17 @@ class Adjustments:
     seen: mx.array | None = None
     native: tuple[mx.array, mx.array] | None = None
     """What the native operation takes besides: each row's place among these, and their penalties."""
+    places: mx.array = attrs.field(init=False)
+    """`indices` on the device."""
+    factors: tuple[mx.array, ...] = attrs.field(init=False)
+    """The penalties, each [those rows, 1]."""
+
+    def __attrs_post_init__(self) -> None:
+        self.places = mx.array(self.indices, dtype=mx.int32)
+        self.factors = tuple(
+            mx.array([[getattr(parameters, name)] for parameters, _ in self.rows], dtype=mx.float32)
+            for name in _PENALTIES
+        )
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Sampling, History]]) -> Adjustments | None:
@@ -75,14 +87,14 @@ class Adjustments:
         if draw_kernel.way() == "cpu":
             return self._apply_natively(logits)
         logits = logits.astype(mx.float32)
-        chosen = logits if self.is_whole else logits[mx.array(self.indices)]
+        chosen = logits if self.is_whole else logits[self.places]
         if self.bias is not None:
             chosen = chosen + self.bias
         if self.counts is not None and self.seen is not None:
             chosen = self._penalised(chosen, self.counts, self.seen)
         if self.is_whole:
             return chosen
-        logits[mx.array(self.indices)] = chosen
+        logits[self.places] = chosen
         return logits
 
     def _apply_natively(self, logits: mx.array) -> mx.array:
@@ -102,10 +114,14 @@ class Adjustments:
         """Count the tokens [batch] just drawn."""
         if self.counts is None or self.seen is None:
             return
-        drawn = tokens if self.is_whole else tokens[mx.array(self.indices)]
-        places = mx.arange(len(self.indices))
-        self.counts = self.counts.at[places, drawn].add(1.0)
-        self.seen[places, drawn] = True
+        drawn = tokens if self.is_whole else tokens[self.places]
+        if is_cpu():
+            places = mx.arange(len(self.indices))
+            self.counts = self.counts.at[places, drawn].add(1.0)
+            self.seen[places, drawn] = True
+            return
+        is_drawn = mx.arange(self.counts.shape[1], dtype=mx.int32) == drawn[:, None]
+        self.counts, self.seen = self.counts + is_drawn, mx.logical_or(self.seen, is_drawn)
 
     def apply_ahead(self, logits: mx.array, drafts: mx.array) -> mx.array:
         """Logits [batch, width, vocabulary], each place as if the row had said its drafts [batch, width - 1] before it.
@@ -114,26 +130,31 @@ class Adjustments:
         """
         logits = logits.astype(mx.float32)
         self._prepare(logits.shape[-1])
-        chosen = logits if self.is_whole else logits[mx.array(self.indices)]
+        chosen = logits if self.is_whole else logits[self.places]
         if self.bias is not None:
             chosen = chosen + self.bias[:, None]
         if self.counts is not None and self.seen is not None:
-            drafted = drafts if self.is_whole else drafts[mx.array(self.indices)]
+            drafted = drafts if self.is_whole else drafts[self.places]
             chosen = self._penalised_ahead(chosen, self.counts, self.seen, drafted)
         if self.is_whole:
             return chosen
-        logits[mx.array(self.indices)] = chosen
+        logits[self.places] = chosen
         return logits
 
     def record_ahead(self, tokens: mx.array, counts: Sequence[int]) -> None:
         """Count the first `counts` [batch] of tokens [batch, width]."""
         if self.counts is None or self.seen is None:
             return
-        chosen, lengths = tokens[mx.array(self.indices)], mx.array([counts[index] for index in self.indices])
+        chosen, lengths = tokens[self.places], mx.array([counts[index] for index in self.indices])
         is_said = mx.arange(tokens.shape[1]) < lengths[:, None]
-        places = mx.arange(len(self.indices))[:, None]
-        self.counts = self.counts.at[places, chosen].add(is_said.astype(mx.float32))
-        self.seen = mx.logical_or(self.seen, mx.zeros_like(self.counts).at[places, chosen].add(is_said) > 0)
+        if is_cpu():
+            places = mx.arange(len(self.indices))[:, None]
+            said = mx.zeros_like(self.counts).at[places, chosen].add(is_said)
+        else:
+            chosen = mx.where(is_said, chosen, -1)
+            ids = mx.arange(self.counts.shape[1], dtype=mx.int32)
+            said = (ids == chosen[..., None]).astype(mx.float32).sum(axis=1)
+        self.counts, self.seen = self.counts + said, mx.logical_or(self.seen, said > 0)
 
     def release(self) -> None:
         """Give the state back to the rows."""
@@ -151,9 +172,7 @@ class Adjustments:
             self.seen = mx.stack([seen for _, seen in loaded])
 
     def _penalised(self, logits: mx.array, counts: mx.array, seen: mx.array) -> mx.array:
-        repetition, presence, frequency = (
-            self._column(name).reshape(-1, *[1] * (logits.ndim - 1)) for name in _PENALTIES
-        )
+        repetition, presence, frequency = (each.reshape(-1, *[1] * (logits.ndim - 1)) for each in self.factors)
         repeated = mx.where(logits > 0, logits / repetition, logits * repetition)
         logits = mx.where(seen, repeated, logits)
         said = (counts > 0).astype(mx.float32)
@@ -169,13 +188,10 @@ class Adjustments:
         is_same = drafts[:, :, None] == drafts[:, None]
         more = (is_same[:, None] & is_before[None, :, :, None]).sum(axis=2)
         ids = mx.broadcast_to(drafts[:, None], more.shape)
-        own_counts = mx.take_along_axis(counts, drafts, axis=1)[:, None] + more
-        own_seen = mx.logical_or(mx.take_along_axis(seen, drafts, axis=1)[:, None], more > 0)
-        own = self._penalised(mx.take_along_axis(logits, ids, axis=2), own_counts, own_seen)
+        own_counts = picking.along_last(counts, drafts)[:, None] + more
+        own_seen = mx.logical_or(picking.along_last(seen, drafts)[:, None], more > 0)
+        own = self._penalised(picking.along_last(logits, ids), own_counts, own_seen)
         return mx.put_along_axis(adjusted, ids, own, axis=2)
-
-    def _column(self, name: str) -> mx.array:
-        return mx.array([[getattr(parameters, name)] for parameters, _ in self.rows], dtype=mx.float32)
 
 
 def _is_penal(parameters: Sampling) -> bool:

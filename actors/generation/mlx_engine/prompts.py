@@ -9,9 +9,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import composed_attention, loading, prefill
+from mlx_serving.actors.generation.mlx_engine import composed_attention, prefill
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.device import back_end
 from mlx_serving.actors.generation.mlx_engine.reuse import Reuse
 from mlx_serving.actors.generation.mlx_engine.row import Row
 from mlx_serving.actors.generation.request import is_prefill_only
@@ -137,7 +138,7 @@ class Prompts:
     def _may_say_first(self, row: Row) -> bool:
         """Whether its first token may come from the pass that ends its prompt: soonest, if nothing waits meanwhile."""
         is_plain = self._shares_passes and row.awaited_guide is None and not row.is_suspect
-        return is_plain and not is_prefill_only(row.sequence) and row.unfilled < _FIRST_TOKENS[loading.back_end()]
+        return is_plain and not is_prefill_only(row.sequence) and row.unfilled < _FIRST_TOKENS[back_end()]
 
     def _fill_all(self, row: Row) -> int:
         count = row.unfilled + 1

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from mlx_serving.actors.generation.mlx_engine import picking
+
 
 def judged(weights: mx.array, drafts: mx.array, drafted: mx.array, chances: mx.array, rest: mx.array) -> mx.array:
     """Tokens [rows, places]: the drafts where they are accepted, and elsewhere what is drawn instead.
@@ -18,7 +20,7 @@ def judged(weights: mx.array, drafts: mx.array, drafted: mx.array, chances: mx.a
     """
     wanted = weights / weights.sum(axis=-1, keepdims=True)
     places = drafts[..., None]
-    p, q = (mx.take_along_axis(each, places, axis=-1)[..., 0] for each in (wanted, drafted))
+    p, q = (picking.along_last(each, places)[..., 0] for each in (wanted, drafted))
     return mx.where(chances * q < p, drafts, pick(mx.maximum(wanted - drafted, 0.0), rest[..., None]))
 
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_lm.models.base import quantized_scaled_dot_product_attention
 
 from mlx_serving.actors.generation.mlx_engine import attention_kernels, composed_attention
+from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.kv_format import Slab
 from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.native import kernels
@@ -79,8 +80,7 @@ def in_place_kernel(model: Any, head_sizes: set[int], setting: str) -> InPlace |
         return None
     if attention_kernels.suits(head_sizes, setting):
         return InPlace(attention_kernels.attend_in_place, attention_kernels.MOST_TOKENS)
-    is_cpu = mx.default_device().type == mx.DeviceType.cpu
-    if is_cpu and kernels.choice.choice == "native" and not any(size % 16 for size in head_sizes):
+    if is_cpu() and kernels.choice.choice == "native" and not any(size % 16 for size in head_sizes):
         stack = DecoderStack(model) if can_stack(model) else None
         return InPlace(kernels.operations.attend_in_place, _MOST_TOKENS, stack)
     return None

@@ -34,6 +34,8 @@ _log = structlog.get_logger(actor="engine")
 
 SMALLEST_CAPACITY = 512
 CAPACITY_FACTOR = 4
+COMPILED_WIDTHS = (1, 2, 3, 5, 9, 16)
+"""Tokens a row of passes that are compiled: few, for each takes as long as several passes."""
 _TOLERANCE = 0.05
 """Of the largest logit: half precision sums in another order."""
 
@@ -92,21 +94,29 @@ class Program:
     """The model on slab layers."""
 
     def __init__(self, model: Any, layers: int, kernel: InPlace | None = None, is_compiled: bool = False) -> None:
-        """`kernel` writes in place, for passes of as many tokens as it takes; `is_compiled`: those of one token are."""
+        """`kernel` writes in place, for passes of as many tokens as it takes; `is_compiled`: such passes are, of some
+        widths."""
         self.model = model
         self.kernel = kernel
         self._pass = _Pass()
         self._layers = [SlabLayer(self._pass, index) for index in range(layers)]
         self._in_place_step = _in_place_step(model, self._layers, self._pass, kernel)
+        self._is_compiled = is_compiled
         self._compiled_step = mx.compile(self._in_place_step) if is_compiled else self._in_place_step
+
+    def padded(self, tokens: int) -> int:
+        """Tokens a row that a pass had better have which needs so many."""
+        most = self.kernel.most_tokens if self.kernel is not None else 0
+        wider = [width for width in COMPILED_WIDTHS if tokens <= width <= most] if self._is_compiled else []
+        return min(wider, default=tokens)
 
     def __call__(self, tokens: mx.array, groups: Sequence[SlabGroup], is_plain: bool) -> mx.array:
         """Logits [rows, tokens, vocabulary] of tokens [rows, tokens], the rows of all groups in order."""
         if self.kernel is not None and tokens.shape[1] <= self.kernel.most_tokens:
             lengths = [mx.array(group.lengths, dtype=mx.int32) for group in groups]
             slabs = [[(layer.keys, layer.values) for layer in group.layers] for group in groups]
-            # Compiling takes longer than a pass, and checks come in many widths.
-            step = self._compiled_step if is_plain and tokens.shape[1] == 1 else self._in_place_step
+            is_usual = is_plain and tokens.shape[1] in COMPILED_WIDTHS
+            step = self._compiled_step if is_usual else self._in_place_step
             return step(tokens, lengths, slabs)
         lengths_now = [length for group in groups for length in group.lengths]
         is_even = len(set(lengths_now)) == 1
@@ -253,6 +263,9 @@ class SlabRows:
         for group in filled:
             group.lengths = [length + tokens.shape[1] for length in group.lengths]
         return logits
+
+    def padded(self, tokens: int) -> int:
+        return self.program.padded(tokens)
 
     def drop(self, counts: Sequence[int]) -> None:
         left = iter(counts)

@@ -102,11 +102,12 @@ class Speculator:
     def check(self, batch: Batch, plan: Plan, masks_of: DraftMasks) -> Checked | None:
         """Propose, check and settle; None if no row has anything to propose after all. Waits for the device."""
         self._draft_seconds = 0.0
-        batch.reserve(plan.tokens + 1)
+        batch.reserve(batch.cache.padded(plan.tokens + 1))
         proposals, drafted = self._proposals(batch.rows, plan)
         width = 1 + max((len(each.tokens) for each in proposals if each), default=0)
         if width == 1:
             return None
+        width = batch.cache.padded(width)
         drafts = [each.tokens if each else [] for each in proposals]
         masks = masks_of(batch.rows, drafts, width)
         padded = mx.array([[*draft, *[0] * (width - 1 - len(draft))] for draft in drafts], dtype=mx.int32)
@@ -243,8 +244,9 @@ def _spread(drafted: _Drafted, rows: Sequence[Row], width: int) -> mx.array | No
     given = drafted.probabilities
     if given is None:
         return None
+    given = mx.pad(given[:, :width], [(0, 0), (0, max(0, width - given.shape[1])), (0, 0)])
     spread = mx.zeros((len(rows), width, given.shape[2]))
-    spread[mx.array([rows.index(row) for row in drafted.tokens])] = given[:, :width]
+    spread[mx.array([rows.index(row) for row in drafted.tokens])] = given
     return spread
 
 

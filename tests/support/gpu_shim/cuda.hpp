@@ -54,3 +54,36 @@ inline float __uint_as_float(unsigned bits) {
 }
 
 inline float __expf(float x) { return expf(x); }
+
+// Two floats of half precision that lie in a word.
+inline float half_of(bool is_float16, unsigned word, int which) {
+  uint16_t bits = uint16_t(word >> 16 * which);
+  if (!is_float16) return __uint_as_float(unsigned(bits) << 16);
+  machine::float16 x;
+  memcpy(&x, &bits, 2);
+  return float(x);
+}
+
+// mma.m16n8k16, from the layout of its tiles in the PTX ISA: what a thread needs, it reads from those that hold it.
+inline void tensor_product(bool is_float16, float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  const int lane = int(machine::member().x % 32), quad = lane / 4, place = lane % 4;
+  for (int from = 0; from < 4; ++from) {
+    unsigned mine[4], theirs[2][2];
+    for (int i = 0; i < 4; ++i) mine[i] = __shfl_sync(~0u, a[i], 4 * quad + from);
+    for (int column = 0; column < 2; ++column) {
+      theirs[column][0] = __shfl_sync(~0u, b0, 4 * (2 * place + column) + from);
+      theirs[column][1] = __shfl_sync(~0u, b1, 4 * (2 * place + column) + from);
+    }
+    for (int e = 0; e < 4; ++e) {
+      for (int k = 0; k < 4; ++k) {
+        const float x = half_of(is_float16, mine[e / 2 + 2 * (k / 2)], k % 2);
+        c[e] += x * half_of(is_float16, theirs[e % 2][k / 2], k % 2);
+      }
+    }
+  }
+}
+
+#define TENSOR_PRODUCT(type, c, a, b0, b1) tensor_product(type[0] == 'f', c, a, b0, b1)
+
+// __byte_perm for the two selections that pair the halves of two words.
+#define PAIRED(x, y, places) ((places) == 0x5410 ? ((x) & 0xffff) | (y) << 16 : (x) >> 16 | ((y) & 0xffff0000))

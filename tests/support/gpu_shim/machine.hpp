@@ -52,4 +52,11 @@ struct bfloat16 {
   }
 };
 
+struct float16 {
+  _Float16 value;
+  float16() = default;
+  explicit float16(float x) : value(_Float16(x)) {}
+  explicit operator float() const { return float(value); }
+};
+
 }  // namespace machine

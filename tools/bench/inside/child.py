@@ -45,11 +45,11 @@ def carry_out(
     from mlx_serving.native import blas
 
     blas.install()
-    from mlx_serving.actors.generation.mlx_engine import loading
+    from mlx_serving.actors.generation.mlx_engine.device import is_cpu
     from tools.bench.inside.device import device
     from tools.bench.inside.models import subject
 
-    size = adjust(size_for(quick, loading.is_cpu()))
+    size = adjust(size_for(quick, is_cpu()))
     about = {"model": model if model.startswith("random:") else Path(model).name, "device": device()}
     if name == "speculation":
         from tools.bench.inside.speculation import speculation

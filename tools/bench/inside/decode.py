@@ -11,6 +11,7 @@ import attrs
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.messages.values import Sampling
 from mlx_serving.config.schema import MetalOptimizations
@@ -44,7 +45,7 @@ def variants(rows: int) -> dict[str, Variant]:
         "sampler_kernel off": Variant({"sampler_kernel": "off"}),
         "nothing compiled": Variant({"compile_steps": "off"}, compiles=False),
     }
-    if not loading.is_cpu():
+    if not is_cpu():
         found["dequantize off"] = Variant({"dequantize": "off"})
     elif rows <= _ROWS_WITHOUT_KERNELS:
         found["native_kernels off"] = Variant({"native_kernels": False})

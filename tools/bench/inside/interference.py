@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from tools.bench.inside.models import Subject
 from tools.bench.inside.sizes import InsideSize
 from tools.bench.inside.stage import Stage, mixed
@@ -18,7 +18,7 @@ def interference(subject: Subject, size: InsideSize) -> dict[str, Any]:
     """Inter-token times of eight streams before a long prompt and during it, as it is and with one switch turned."""
     result: dict[str, Any] = {"prompt_tokens": size.long_prompt_tokens, "streams": _STREAMS}
     ways: dict[str, dict[str, Any]] = {"paced": {}, "prefill_slowdown unbounded": {"prefill_slowdown": _UNBOUNDED}}
-    if not loading.is_cpu():
+    if not is_cpu():
         ways["composed_attention off"] = {"composed_attention": "off"}
     for name, settings in ways.items():
         with subject.engine(**settings) as engine:

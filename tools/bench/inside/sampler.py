@@ -9,7 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_serving.actors.generation.mlx_engine import draw_kernel, loading
+from mlx_serving.actors.generation.mlx_engine import draw_kernel
+from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling, Sampler
 from tools.bench.inside.models import Subject
 from tools.bench.inside.sizes import InsideSize
@@ -40,7 +41,7 @@ def sampler(subject: Subject, size: InsideSize) -> dict[str, Any]:
 
 
 def _draw_seconds(subject: Subject, rows: int, way: str) -> float | None:
-    dtype = mx.float32 if loading.is_cpu() else mx.bfloat16
+    dtype = mx.float32 if is_cpu() else mx.bfloat16
     logits = (mx.random.normal((rows, subject.vocab_size), key=mx.random.key(rows)) * 3).astype(dtype)
     with _drawing(way) as runs:
         if not runs:

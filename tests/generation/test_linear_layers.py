@@ -1,4 +1,4 @@
-"""Quantised layers that multiply densely on the CPU."""
+"""Linear layers that choose how they multiply."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import mlx.nn
 import numpy as np
 import pytest
 
-from mlx_serving.actors.generation.mlx_engine import cpu_products
-from mlx_serving.actors.generation.mlx_engine.cpu_products import use_dense_products
+from mlx_serving.actors.generation.mlx_engine import linear_layers
+from mlx_serving.actors.generation.mlx_engine.linear_layers import choose_products, dense_from
 
 nn: Any = mlx.nn
 
@@ -29,29 +29,23 @@ def test_dense_and_quantised_products_agree(bits: int, rows: int) -> None:
     model = Model(bits, 32)
     x = mx.random.normal((1, rows, 64))
     expected = [np.array(model.layer(x)), np.array(model.embed.as_linear(x))]
-    assert use_dense_products(model, 4) == 2
+    assert choose_products(model, dense_from(4)) == 2
     found = [np.array(model.layer(x)), np.array(model.embed.as_linear(x))]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_the_switch_leaves_layers_alone() -> None:
-    model = Model(4, 32)
-    assert use_dense_products(model, 0) == 0
-    assert type(model.layer) is nn.QuantizedLinear
-
-
 def test_layers_in_half_precision_go_the_dense_way_once_they_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(4, 32)
     model.set_dtype(mx.float16)
-    use_dense_products(model, 4)
-    inner, dense = cpu_products._dequantised, []
+    choose_products(model, dense_from(4))
+    inner, dense = linear_layers.dequantised, []
 
     def noted(layer: Any) -> mx.array:
         dense.append(layer)
         return inner(layer)
 
-    monkeypatch.setattr(cpu_products, "_dequantised", noted)
+    monkeypatch.setattr(linear_layers, "dequantised", noted)
     x = mx.random.normal((1, 4, 64), key=mx.random.key(1))
     mx.eval(model.layer(x.astype(mx.float16)), model.embed.as_linear(x.astype(mx.float16)))
     assert not dense

@@ -1,0 +1,330 @@
+"""Products of a few rows with a weight on CUDA, dense or in 4 bits: kernels for its tensor cores.
+
+MLX hands products of two and more rows to cuBLAS, which costs the host four times what a kernel does, and takes 4-bit
+weights a row at a time, so a batch of 32 reads them as often as that. These kernels read a weight once for up to 32
+rows. A warp multiplies tiles of 16 outputs with 8 rows each, as `mma.m16n8k16` does (PTX ISA); in which order a tile
+takes the elements of K is free, so every thread multiplies what lies side by side in memory, and nothing is moved
+between threads. Digits of 4 bits become floats between 16 and 31 by their bits alone. Scales and biases are applied to
+the sums of a group, in float32:
+
+    sum of (s q + b) x = s (sum of (16 + q) x) + (b - 16 s) (sum of x)
+
+The warps of a block divide K among themselves, and add up what they have in a fixed order: a row's result is the same
+whatever is beside it.
+
+CUDA alone: on Metal, MLX's own products share weights between rows, and cost the host no more than others.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_serving.actors.generation.mlx_engine.kernel_dialects import CUDA
+
+MOST_DENSE_ROWS, MOST_QUANTIZED_ROWS = 32, 64
+"""Of one product. Beyond, cuBLAS is better, also after dequantising."""
+_TILE_OUTPUTS, _TILE_ROWS, _MOST_TILES = 16, 8, 4
+_WARPS = 8
+_FEW_BLOCKS = 100
+"""Fewer of them leave much of a large device without work."""
+_GROUP_SIZES = (32, 64, 128)
+_STEP = 32
+"""Elements of K that the threads of a row take in at once."""
+_TYPES = (mx.bfloat16, mx.float16)
+
+_FUNCTIONS = r"""
+#ifndef TENSOR_PRODUCT  // what runs this without a GPU has its own
+#define TENSOR_PRODUCT(type, c, a, b0, b1)                                                    \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                        \
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
+        : "+f"((c)[0]), "+f"((c)[1]), "+f"((c)[2]), "+f"((c)[3])                              \
+        : "r"((a)[0]), "r"((a)[1]), "r"((a)[2]), "r"((a)[3]), "r"(b0), "r"(b1))
+#define PAIRED(x, y, places) __byte_perm(x, y, places)
+#endif
+
+struct alignas(16) Piece { WORD at[4]; };
+
+// c += a b, for the parts of a 16 x 16 tile `a` and a 16 x 8 tile `b` that a thread holds.
+template <bool HALF>
+FUNCTION void multiply(float (&c)[4], const WORD (&a)[4], WORD b0, WORD b1) {
+    if constexpr (HALF) {
+        TENSOR_PRODUCT("f16", c, a, b0, b1);
+    } else {
+        TENSOR_PRODUCT("bf16", c, a, b0, b1);
+    }
+}
+
+// The digits `place` and `place` + 4 of a word, each as 16 more than it is.
+template <bool HALF>
+FUNCTION WORD two_digits(WORD word, int place) {
+    constexpr int LIFT = HALF ? 6 : 3;
+    constexpr WORD MASK = 0x000f000fu << LIFT, SIXTEENS = HALF ? 0x4c004c00u : 0x41804180u;
+    const int up = LIFT - 4 * place;
+    return ((up >= 0 ? word << up : word >> -up) & MASK) | SIXTEENS;
+}
+"""
+
+_BEGINNING = r"""
+    SHARED float joined[WARPS / 2][OUTPUT_TILES][ROW_TILES][4][32];
+
+    const int rows = x_shape[0], K = x_shape[1], N = weights_shape[0];
+    const int lane = THREAD % 32, warp = THREAD / 32, quad = lane / 4, place = lane % 4;
+    const int first_output = int(GROUP.x) * 16 * OUTPUT_TILES, first_row = int(GROUP.y) * 8 * ROW_TILES;
+
+    const T* its_x[ROW_TILES];
+    #pragma unroll
+    for (int j = 0; j < ROW_TILES; ++j) its_x[j] = x + size_t(min(first_row + 8 * j + quad, rows - 1)) * K;
+    size_t output_of[OUTPUT_TILES][2];
+    #pragma unroll
+    for (int i = 0; i < OUTPUT_TILES; ++i) {
+        for (int h = 0; h < 2; ++h) output_of[i][h] = min(first_output + 16 * i + 8 * h + quad, N - 1);
+    }
+
+    float sums[OUTPUT_TILES][ROW_TILES][4];
+    #pragma unroll
+    for (int i = 0; i < OUTPUT_TILES; ++i) {
+        for (int j = 0; j < ROW_TILES; ++j) {
+            for (int e = 0; e < 4; ++e) sums[i][j][e] = 0.0f;
+        }
+    }
+"""
+
+_DENSE = r"""
+    for (int begin = warp * SPAN; begin < K / 32; begin += WARPS * SPAN) {
+        Piece a[OUTPUT_TILES][2][SPAN];
+        #pragma unroll
+        for (int i = 0; i < OUTPUT_TILES; ++i) {
+            #pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                #pragma unroll
+                for (int s = 0; s < SPAN; ++s) {
+                    a[i][h][s] = *(const Piece*)(weights + output_of[i][h] * K + (begin + s) * 32 + place * 8);
+                }
+            }
+        }
+        #pragma unroll
+        for (int s = 0; s < SPAN; ++s) {
+            Piece b[ROW_TILES];
+            #pragma unroll
+            for (int j = 0; j < ROW_TILES; ++j) b[j] = *(const Piece*)(its_x[j] + (begin + s) * 32 + place * 8);
+            #pragma unroll
+            for (int i = 0; i < OUTPUT_TILES; ++i) {
+                const Piece upper = a[i][0][s], lower = a[i][1][s];
+                const WORD front[4] = {upper.at[0], lower.at[0], upper.at[1], lower.at[1]};
+                const WORD back[4] = {upper.at[2], lower.at[2], upper.at[3], lower.at[3]};
+                #pragma unroll
+                for (int j = 0; j < ROW_TILES; ++j) {
+                    multiply<HALF>(sums[i][j], front, b[j].at[0], b[j].at[1]);
+                    multiply<HALF>(sums[i][j], back, b[j].at[2], b[j].at[3]);
+                }
+            }
+        }
+    }
+"""
+
+_QUANTIZED = r"""
+    constexpr int WORDS = GROUP_SIZE / 32;  // of a group, that a thread takes
+    constexpr WORD ONES = HALF ? 0x3c003c00u : 0x3f803f80u;
+    struct alignas(4 * WORDS) Digits { WORD at[WORDS]; };
+    struct alignas(2 * SPAN) Factors { T at[SPAN]; };
+    const WORD ones[4] = {ONES, ONES, ONES, ONES};
+    const int groups = K / GROUP_SIZE;
+
+    for (int begin = warp * SPAN; begin < groups; begin += WARPS * SPAN) {
+        Digits digits[OUTPUT_TILES][2][SPAN];
+        Factors scale[OUTPUT_TILES][2], offset[OUTPUT_TILES][2];
+        #pragma unroll
+        for (int i = 0; i < OUTPUT_TILES; ++i) {
+            #pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const WORD* its_words = weights + output_of[i][h] * (K / 8) + place * WORDS;
+                #pragma unroll
+                for (int s = 0; s < SPAN; ++s) {
+                    digits[i][h][s] = *(const Digits*)(its_words + (begin + s) * (4 * WORDS));
+                }
+                scale[i][h] = *(const Factors*)(scales + output_of[i][h] * groups + begin);
+                offset[i][h] = *(const Factors*)(offsets + output_of[i][h] * groups + begin);
+            }
+        }
+        #pragma unroll
+        for (int s = 0; s < SPAN; ++s) {
+            float all[ROW_TILES][4], part[OUTPUT_TILES][ROW_TILES][4];
+            #pragma unroll
+            for (int j = 0; j < ROW_TILES; ++j) {
+                for (int e = 0; e < 4; ++e) {
+                    all[j][e] = 0.0f;
+                    for (int i = 0; i < OUTPUT_TILES; ++i) part[i][j][e] = 0.0f;
+                }
+            }
+            #pragma unroll
+            for (int w = 0; w < WORDS; ++w) {
+                WORD b[ROW_TILES][4];
+                #pragma unroll
+                for (int j = 0; j < ROW_TILES; ++j) {
+                    const int column = (begin + s) * GROUP_SIZE + (place * WORDS + w) * 8;
+                    const Piece piece = *(const Piece*)(its_x[j] + column);
+                    b[j][0] = PAIRED(piece.at[0], piece.at[2], 0x5410);
+                    b[j][1] = PAIRED(piece.at[0], piece.at[2], 0x7632);
+                    b[j][2] = PAIRED(piece.at[1], piece.at[3], 0x5410);
+                    b[j][3] = PAIRED(piece.at[1], piece.at[3], 0x7632);
+                    multiply<HALF>(all[j], ones, b[j][0], b[j][1]);
+                    multiply<HALF>(all[j], ones, b[j][2], b[j][3]);
+                }
+                #pragma unroll
+                for (int i = 0; i < OUTPUT_TILES; ++i) {
+                    const WORD upper = digits[i][0][s].at[w], lower = digits[i][1][s].at[w];
+                    const WORD front[4] = {two_digits<HALF>(upper, 0), two_digits<HALF>(lower, 0),
+                                           two_digits<HALF>(upper, 1), two_digits<HALF>(lower, 1)};
+                    const WORD back[4] = {two_digits<HALF>(upper, 2), two_digits<HALF>(lower, 2),
+                                          two_digits<HALF>(upper, 3), two_digits<HALF>(lower, 3)};
+                    #pragma unroll
+                    for (int j = 0; j < ROW_TILES; ++j) {
+                        multiply<HALF>(part[i][j], front, b[j][0], b[j][1]);
+                        multiply<HALF>(part[i][j], back, b[j][2], b[j][3]);
+                    }
+                }
+            }
+            #pragma unroll
+            for (int i = 0; i < OUTPUT_TILES; ++i) {
+                #pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const float factor = float(scale[i][h].at[s]), rest = float(offset[i][h].at[s]) - 16.0f * factor;
+                    #pragma unroll
+                    for (int j = 0; j < ROW_TILES; ++j) {
+                        sums[i][j][2 * h] += factor * part[i][j][2 * h] + rest * all[j][0];
+                        sums[i][j][2 * h + 1] += factor * part[i][j][2 * h + 1] + rest * all[j][1];
+                    }
+                }
+            }
+        }
+    }
+"""
+
+_END = r"""
+    // The upper half of the warps hands over to the lower half until one has it all.
+    for (int left = WARPS / 2; left > 0; left /= 2) {
+        #pragma unroll
+        for (int i = 0; i < OUTPUT_TILES; ++i) {
+            #pragma unroll
+            for (int j = 0; j < ROW_TILES; ++j) {
+                #pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    if (warp >= left && warp < 2 * left) joined[warp - left][i][j][e][lane] = sums[i][j][e];
+                }
+            }
+        }
+        BARRIER();
+        #pragma unroll
+        for (int i = 0; i < OUTPUT_TILES; ++i) {
+            #pragma unroll
+            for (int j = 0; j < ROW_TILES; ++j) {
+                #pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    if (warp < left) sums[i][j][e] += joined[warp][i][j][e][lane];
+                }
+            }
+        }
+        BARRIER();
+    }
+    if (warp > 0) return;
+    #pragma unroll
+    for (int i = 0; i < OUTPUT_TILES; ++i) {
+        #pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int output = first_output + 16 * i + 8 * h + quad;
+            const float added = BIASED && output < N ? float(bias[output]) : 0.0f;
+            #pragma unroll
+            for (int j = 0; j < ROW_TILES; ++j) {
+                #pragma unroll
+                for (int c = 0; c < 2; ++c) {
+                    const int row = first_row + 8 * j + 2 * place + c;
+                    if (output < N && row < rows) y[size_t(row) * N + output] = T(sums[i][j][2 * h + c] + added);
+                }
+            }
+        }
+    }
+"""
+
+
+@functools.cache
+def _dense_kernel() -> Any:
+    return CUDA.kernel("dense_product", ["x", "weights", "bias"], ["y"], _BEGINNING + _DENSE + _END, _FUNCTIONS)
+
+
+@functools.cache
+def _quantized_kernel() -> Any:
+    inputs = ["x", "weights", "scales", "offsets", "bias"]
+    return CUDA.kernel("quantized_product", inputs, ["y"], _BEGINNING + _QUANTIZED + _END, _FUNCTIONS)
+
+
+def takes_dense(weights: mx.array) -> bool:
+    """Whether `dense` multiplies with such weights: [N, K] in half precision, K a multiple of 32."""
+    return weights.ndim == 2 and weights.dtype in _TYPES and weights.shape[1] % _STEP == 0
+
+
+def takes_quantized(weights: mx.array, scales: mx.array, offsets: mx.array | None, group_size: int, bits: int) -> bool:
+    """Whether `quantized` multiplies with such weights: 4 bits, packed for K a multiple of the group size."""
+    is_flat = weights.ndim == 2 and offsets is not None and offsets.dtype == scales.dtype
+    return is_flat and bits == 4 and group_size in _GROUP_SIZES and scales.dtype in _TYPES
+
+
+def dense(x: mx.array, weights: mx.array, bias: mx.array | None = None) -> mx.array:
+    """`x @ weights.T + bias` for x [..., K] with few rows and weights [N, K].
+
+    All arrays are of one type, bfloat16 or float16, and so is the result [..., N]. Sums are float32.
+    """
+    span = next(span for span in (2, 1) if x.shape[-1] // _STEP % span == 0)
+    return _launch(_dense_kernel(), x, [weights], bias, weights.shape[0], [("SPAN", span)])
+
+
+def quantized(
+    x: mx.array, weights: mx.array, scales: mx.array, offsets: mx.array, group_size: int, bias: mx.array | None = None
+) -> mx.array:
+    """What `mx.quantized_matmul` computes for affine 4-bit weights [N, K / 8] and x [..., K] with few rows, and `bias`.
+
+    All floating-point arrays are of one type, bfloat16 or float16, and so is the result [..., N]. Sums are float32;
+    relative to the sum of the magnitudes its error is below 2e-5 before it is rounded.
+    """
+    span = next(span for span in (4, 2, 1) if scales.shape[1] % span == 0)
+    template = [("SPAN", span), ("GROUP_SIZE", group_size)]
+    return _launch(_quantized_kernel(), x, [weights, scales, offsets], bias, weights.shape[0], template)
+
+
+def _launch(
+    kernel: Any,
+    x: mx.array,
+    parts: list[mx.array],
+    bias: mx.array | None,
+    outputs: int,
+    template: list[tuple[str, Any]],
+) -> mx.array:
+    count = x.size // x.shape[-1]
+    row_tiles = min(_MOST_TILES, -(-count // _TILE_ROWS))
+    tiles = _output_tiles(outputs, row_tiles)
+    (y,) = kernel(
+        inputs=[x.reshape(count, x.shape[-1]), *parts, parts[-1] if bias is None else bias],
+        template=[
+            ("T", x.dtype),
+            ("HALF", x.dtype == mx.float16),
+            ("BIASED", bias is not None),
+            ("OUTPUT_TILES", tiles),
+            ("ROW_TILES", row_tiles),
+            ("WARPS", _WARPS),
+            *template,
+        ],
+        grid=(-(-outputs // (_TILE_OUTPUTS * tiles)) * 32 * _WARPS, -(-count // (_TILE_ROWS * row_tiles)), 1),
+        threadgroup=(32 * _WARPS, 1, 1),
+        output_shapes=[(count, outputs)],
+        output_dtypes=[x.dtype],
+    )
+    return y.reshape(*x.shape[:-1], outputs)  # type: ignore[no-any-return]
+
+
+def _output_tiles(outputs: int, row_tiles: int) -> int:
+    """Tiles of outputs that a block takes: each block reads all rows of x, but there have to be enough blocks."""
+    most = 4 if row_tiles > 2 else 2
+    fitting = [each for each in (4, 2) if each <= most and outputs >= _FEW_BLOCKS * _TILE_OUTPUTS * each]
+    return max(fitting, default=1)
