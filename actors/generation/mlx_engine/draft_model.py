@@ -68,7 +68,7 @@ class _Drawing:
             weights = self._draw.weights(logits)
             self._drawn.append(weights / weights.sum(axis=-1, keepdims=True))
         self._place += 1
-        return mx.maximum(self._draw(logits, uniform), 0).astype(mx.uint32)
+        return mx.maximum(self._draw(logits, uniform), 0).astype(mx.int32)
 
     def probabilities(self, places: Sequence[int]) -> mx.array | None:
         """Of all tokens drawn for the rows at these places."""
@@ -169,7 +169,7 @@ class DraftModel:
     def measured_seconds(self, clock: Clock) -> float:
         """Of the fastest of some passes of one token; the first one compiles what it needs."""
         caches = prompt_caches.new_caches(self._model, self._form)
-        token, seconds = mx.zeros((1, 8), dtype=mx.uint32), math.inf
+        token, seconds = mx.zeros((1, 8), dtype=mx.int32), math.inf
         for _ in range(_TRIES):
             before = clock()
             token = mx.argmax(self._model(token, cache=caches)[:, -1], axis=-1)[:, None]
@@ -187,7 +187,7 @@ class DraftModel:
         nothing."""
         pending = [held.pending if is_asked else [] for held, is_asked in zip(self._held, asked, strict=True)]
         width = max(map(len, pending))
-        inputs = mx.array([[*ids, *[0] * (width - len(ids))] for ids in pending], dtype=mx.uint32)
+        inputs = mx.array([[*ids, *[0] * (width - len(ids))] for ids in pending], dtype=mx.int32)
         logits = self._cache.forward(inputs)
         self._cache.drop([width - len(ids) for ids in pending])
         for held, ids in zip(self._held, pending, strict=True):
@@ -201,7 +201,7 @@ class DraftModel:
         if held.caches is None:
             held.caches = prompt_caches.new_caches(self._model, self._form)
         if count:
-            chunk = mx.array(held.pending[:count], dtype=mx.uint32)
+            chunk = mx.array(held.pending[:count], dtype=mx.int32)
             self._attending(chunk[None], cache=held.caches)
             prompt_caches.start(prompt_caches.states(held.caches))
             held.length += count

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import attrs
 import mlx.core as mx
 
+from mlx_serving.actors.generation.mlx_engine import cuda_programs
+
 
 @attrs.frozen
 class Dialect:
@@ -27,7 +29,7 @@ class Dialect:
 
     def kernel(self, name: str, inputs: Sequence[str], outputs: Sequence[str], source: str, functions: str = "") -> Any:
         """MLX's function for a kernel, which is compiled when it is first evaluated."""
-        make = mx.fast.cuda_kernel if self.language == "cuda" else mx.fast.metal_kernel
+        make = cuda_programs.kernel if self.language == "cuda" else mx.fast.metal_kernel
         return make(
             name=name,
             input_names=inputs,

@@ -44,7 +44,7 @@ def on_tensor_cores(layer: Any, x: mx.array, bias: mx.array | None) -> mx.array 
         if _rows(x) > product_kernels.MOST_QUANTIZED_ROWS:
             return _dequantised_product(layer, x, bias)
         return product_kernels.quantized(x, layer.weight, layer.scales, layer.biases, layer.group_size, bias)
-    suits = x.dtype == layer.weight.dtype and _rows(x) <= product_kernels.MOST_DENSE_ROWS
+    suits = x.dtype == layer.weight.dtype and _rows(x) <= product_kernels.most_dense_rows(layer.weight)
     return product_kernels.dense(x, layer.weight, bias) if suits else None
 
 

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_serving.actors.errors import ModelLoadFailed
-from mlx_serving.actors.generation.mlx_engine import composed_attention, draw_kernel, linear_layers
+from mlx_serving.actors.generation.mlx_engine import composed_attention, cuda_programs, draw_kernel, linear_layers
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.device import back_end, is_cpu
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
@@ -39,6 +39,7 @@ _TENSOR_CORES = 8
 def prepare_device(settings: Generation) -> None:
     """Set the allocator's limits; go without fused kernels where nothing can compile them."""
     mx.set_cache_limit(settings.cache_limit_bytes)
+    cuda_programs.prepare()
     draw_kernel.choose("off" if is_cpu() and not settings.native_kernels else settings.sampler_kernel)
     composed_attention.choose(settings.composed_attention)
     if settings.wired_limit_bytes and mx.metal.is_available():
@@ -169,7 +170,7 @@ def warm_up(record: ModelRecord, model: Any, own: Caches, rows: RowsCache) -> No
     """
     token = mx.zeros(1, dtype=mx.int32)
     try:
-        model(mx.zeros((1, 8), dtype=mx.uint32), cache=own)
+        model(mx.zeros((1, 8), dtype=mx.int32), cache=own)
         rows.join([own])
         for parameters in (Sampling(temperature=0), Sampling(temperature=0), Sampling(top_p=0.9)):
             rows.reserve(1)

@@ -62,7 +62,7 @@ def logprobs_of(
     count = min(max(tops), scores.shape[-1])
     if not count:
         return Logprobs(places, tops, chosen, None, None)
-    ids = mx.argpartition(-scores, count - 1, axis=-1)[:, :count]
+    ids = mx.argpartition(-scores, count - 1, axis=-1)[:, :count].astype(mx.int32)
     values = picking.along_last(scores, ids)
     order = mx.argsort(-values, axis=-1)
     ids, values = (picking.along_last(each, order) for each in (ids, values))

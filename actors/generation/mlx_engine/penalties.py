@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import attrs
 import mlx.core as mx
+import numpy as np
 
 from mlx_serving.actors.generation.mlx_engine import draw_kernel, picking
 from mlx_serving.actors.generation.mlx_engine.device import is_cpu
@@ -36,11 +37,11 @@ class History:
     def load(self, vocab_size: int) -> tuple[mx.array, mx.array]:
         """Each token's count in the answer (float32), and whether prompt or answer has it: [vocabulary]."""
         if self._counts is None or self._seen is None:
-            self._counts = mx.zeros(vocab_size)
-            self._seen = mx.zeros(vocab_size, dtype=mx.bool_)
-            self._seen[mx.array(self._prompt_ids + self._answer_ids)] = True
-            if self._answer_ids:
-                self._counts = self._counts.at[mx.array(self._answer_ids)].add(1.0)
+            # Here, for scattering on CUDA first compiles for seconds.
+            seen = np.zeros(vocab_size, dtype=np.bool_)
+            seen[self._prompt_ids + self._answer_ids] = True
+            counts = np.bincount(np.array(self._answer_ids, dtype=np.int64), minlength=vocab_size)
+            self._counts, self._seen = mx.array(counts.astype(np.float32)), mx.array(seen)
         return self._counts, self._seen
 
     def store(self, counts: mx.array, seen: mx.array) -> None:
@@ -79,6 +80,8 @@ class Adjustments:
         ]
         if not indices:
             return None
+        if not is_cpu():  # picking rows out and putting them back takes longer there than what it saves
+            indices = list(range(len(rows)))
         return cls(indices, [rows[index] for index in indices], is_whole=len(indices) == len(rows))
 
     def apply(self, logits: mx.array) -> mx.array:
@@ -191,7 +194,12 @@ class Adjustments:
         own_counts = picking.along_last(counts, drafts)[:, None] + more
         own_seen = mx.logical_or(picking.along_last(seen, drafts)[:, None], more > 0)
         own = self._penalised(picking.along_last(logits, ids), own_counts, own_seen)
-        return mx.put_along_axis(adjusted, ids, own, axis=2)
+        if is_cpu():
+            return mx.put_along_axis(adjusted, ids, own, axis=2)
+        vocabulary = mx.arange(logits.shape[2], dtype=mx.int32)
+        for place in range(width - 1):
+            adjusted = mx.where(vocabulary == drafts[:, place, None, None], own[:, :, place, None], adjusted)
+        return adjusted
 
 
 def _is_penal(parameters: Sampling) -> bool:
@@ -199,7 +207,6 @@ def _is_penal(parameters: Sampling) -> bool:
 
 
 def _dense(bias: dict[int, float], vocab_size: int) -> mx.array:
-    dense = mx.zeros(vocab_size)
-    if bias:
-        dense[mx.array(list(bias))] = mx.array(list(bias.values()), dtype=mx.float32)
-    return dense
+    dense = np.zeros(vocab_size, dtype=np.float32)
+    dense[list(bias)] = list(bias.values())
+    return mx.array(dense)

@@ -51,7 +51,7 @@ def fill_all(model: Callable[..., Any], row: Row, new_caches: Callable[[], Cache
 
 def _pass(model: Callable[..., Any], row: Row, caches: Caches, count: int) -> mx.array:
     _sized(caches, max(count, row.unfilled))
-    chunk = mx.array(row.ids[row.filled : row.filled + count], dtype=mx.uint32)
+    chunk = mx.array(row.ids[row.filled : row.filled + count], dtype=mx.int32)
     logits: mx.array = model(chunk[None], cache=caches)
     row.filled += count
     return logits
@@ -66,7 +66,7 @@ def fill_together(model: Callable[..., Any], rows: Sequence[Row], new_caches: Ca
     width = max(lengths)
     padded = [row.ids[: row.unfilled] + [0] * (width - row.unfilled) for row in rows]
     together = _sized(new_caches(), width)
-    model(mx.array(padded, dtype=mx.uint32), cache=together)
+    model(mx.array(padded, dtype=mx.int32), cache=together)
     for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         row.caches = [_part(cache, fresh, index, length) for cache, fresh in zip(together, new_caches(), strict=True)]
         row.filled = length

@@ -18,18 +18,20 @@ CUDA alone: on Metal, MLX's own products share weights between rows, and cost th
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine.kernel_dialects import CUDA
 
-MOST_DENSE_ROWS, MOST_QUANTIZED_ROWS = 32, 64
-"""Of one product. Beyond, cuBLAS is better, also after dequantising."""
-_TILE_OUTPUTS, _TILE_ROWS, _MOST_TILES = 16, 8, 4
-_WARPS = 8
-_FEW_BLOCKS = 100
-"""Fewer of them leave much of a large device without work."""
+MOST_QUANTIZED_ROWS = 64
+"""Of one product. Beyond, cuBLAS is better with weights that were dequantised for it."""
+_MOST_DENSE_ROWS, _FEWER_DENSE_ROWS, _MANY_WEIGHTS = 32, 16, 8 << 20
+_TILE_OUTPUTS, _TILE_ROWS = 16, 8
+_MANY_OUTPUTS, _VERY_MANY_OUTPUTS = 8192, 32768
+"""So many occupy a large device even where few warps share a tile, or a warp takes several."""
 _GROUP_SIZES = (32, 64, 128)
 _STEP = 32
 """Elements of K that the threads of a row take in at once."""
@@ -271,13 +273,49 @@ def takes_quantized(weights: mx.array, scales: mx.array, offsets: mx.array | Non
     return is_flat and bits == 4 and group_size in _GROUP_SIZES and scales.dtype in _TYPES
 
 
+def most_dense_rows(weights: mx.array) -> int:
+    """Of one product by `dense`. Beyond, cuBLAS is better; sooner where few outputs sum up very many elements each."""
+    is_deep = weights.shape[0] < _MANY_OUTPUTS and weights.size > _MANY_WEIGHTS
+    return _FEWER_DENSE_ROWS if is_deep else _MOST_DENSE_ROWS
+
+
+@attrs.frozen
+class _Form:
+    """How a kernel divides its work, as measured on an H200. A row's sums are in an order that `warps` and `span` alone
+    decide: they must not hang on the number of rows."""
+
+    warps: int
+    span: int
+    """Steps or groups that a warp takes at once."""
+    row_tiles: int
+    output_tiles: int
+
+    @classmethod
+    def of_dense(cls, rows: int, outputs: int, steps: int) -> _Form:
+        row_tiles = _row_tiles(rows)
+        if outputs >= _MANY_OUTPUTS:
+            return cls(4, 1, row_tiles, min(2, row_tiles))
+        return cls(16, 1 if steps % 2 else 2, row_tiles, 1)
+
+    @classmethod
+    def of_quantized(cls, rows: int, outputs: int, groups: int) -> _Form:
+        row_tiles, span = _row_tiles(rows), 1 if groups % 2 else 2
+        if outputs >= _MANY_OUTPUTS:
+            return cls(4, span, row_tiles, max(row_tiles, 1 + (outputs >= _VERY_MANY_OUTPUTS)))
+        return cls(8, span, row_tiles, 2 if row_tiles == 4 else 1)
+
+
+def _row_tiles(rows: int) -> int:
+    return next((tiles for tiles in (1, 2) if rows <= tiles * _TILE_ROWS), 4)
+
+
 def dense(x: mx.array, weights: mx.array, bias: mx.array | None = None) -> mx.array:
     """`x @ weights.T + bias` for x [..., K] with few rows and weights [N, K].
 
     All arrays are of one type, bfloat16 or float16, and so is the result [..., N]. Sums are float32.
     """
-    span = next(span for span in (2, 1) if x.shape[-1] // _STEP % span == 0)
-    return _launch(_dense_kernel(), x, [weights], bias, weights.shape[0], [("SPAN", span)])
+    form = _Form.of_dense(_rows(x), weights.shape[0], x.shape[-1] // _STEP)
+    return _launch(_dense_kernel(), form, x, [weights], bias, [])
 
 
 def quantized(
@@ -288,43 +326,39 @@ def quantized(
     All floating-point arrays are of one type, bfloat16 or float16, and so is the result [..., N]. Sums are float32;
     relative to the sum of the magnitudes its error is below 2e-5 before it is rounded.
     """
-    span = next(span for span in (4, 2, 1) if scales.shape[1] % span == 0)
-    template = [("SPAN", span), ("GROUP_SIZE", group_size)]
-    return _launch(_quantized_kernel(), x, [weights, scales, offsets], bias, weights.shape[0], template)
+    form = _Form.of_quantized(_rows(x), weights.shape[0], scales.shape[1])
+    return _launch(_quantized_kernel(), form, x, [weights, scales, offsets], bias, [("GROUP_SIZE", group_size)])
 
 
 def _launch(
     kernel: Any,
+    form: _Form,
     x: mx.array,
-    parts: list[mx.array],
+    parts: Sequence[mx.array],
     bias: mx.array | None,
-    outputs: int,
-    template: list[tuple[str, Any]],
+    template: Sequence[tuple[str, Any]],
 ) -> mx.array:
-    count = x.size // x.shape[-1]
-    row_tiles = min(_MOST_TILES, -(-count // _TILE_ROWS))
-    tiles = _output_tiles(outputs, row_tiles)
+    rows, outputs = _rows(x), parts[0].shape[0]
+    blocks = -(-outputs // (_TILE_OUTPUTS * form.output_tiles)), -(-rows // (_TILE_ROWS * form.row_tiles))
     (y,) = kernel(
-        inputs=[x.reshape(count, x.shape[-1]), *parts, parts[-1] if bias is None else bias],
+        inputs=[x.reshape(rows, x.shape[-1]), *parts, parts[-1] if bias is None else bias],
         template=[
             ("T", x.dtype),
             ("HALF", x.dtype == mx.float16),
             ("BIASED", bias is not None),
-            ("OUTPUT_TILES", tiles),
-            ("ROW_TILES", row_tiles),
-            ("WARPS", _WARPS),
+            ("WARPS", form.warps),
+            ("SPAN", form.span),
+            ("OUTPUT_TILES", form.output_tiles),
+            ("ROW_TILES", form.row_tiles),
             *template,
         ],
-        grid=(-(-outputs // (_TILE_OUTPUTS * tiles)) * 32 * _WARPS, -(-count // (_TILE_ROWS * row_tiles)), 1),
-        threadgroup=(32 * _WARPS, 1, 1),
-        output_shapes=[(count, outputs)],
+        grid=(blocks[0] * 32 * form.warps, blocks[1], 1),
+        threadgroup=(32 * form.warps, 1, 1),
+        output_shapes=[(rows, outputs)],
         output_dtypes=[x.dtype],
     )
     return y.reshape(*x.shape[:-1], outputs)  # type: ignore[no-any-return]
 
 
-def _output_tiles(outputs: int, row_tiles: int) -> int:
-    """Tiles of outputs that a block takes: each block reads all rows of x, but there have to be enough blocks."""
-    most = 4 if row_tiles > 2 else 2
-    fitting = [each for each in (4, 2) if each <= most and outputs >= _FEW_BLOCKS * _TILE_OUTPUTS * each]
-    return max(fitting, default=1)
+def _rows(x: mx.array) -> int:
+    return int(x.size // x.shape[-1])

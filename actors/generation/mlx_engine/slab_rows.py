@@ -340,10 +340,10 @@ _PROBE = [3, 1, 4, 1, 5]
 
 def _probe(model: Any, caches: Caches) -> mx.array:
     """Fill plain caches with a few tokens; the logits after each of the last two, [2, vocabulary]."""
-    model(mx.array([_PROBE[:-2]], dtype=mx.uint32), cache=caches)
+    model(mx.array([_PROBE[:-2]], dtype=mx.int32), cache=caches)
     for cache in caches:
         mx.eval(cache.keys, cache.values)
-    logits: mx.array = model(mx.array([_PROBE[-2:]], dtype=mx.uint32), cache=caches)
+    logits: mx.array = model(mx.array([_PROBE[-2:]], dtype=mx.int32), cache=caches)
     return logits[0]
 
 
@@ -362,10 +362,10 @@ def _agrees(rows: SlabRows, expected: mx.array, caches: Caches) -> bool:
     done, last = len(_PROBE) - 2, _PROBE[-2:]
     try:
         rows.join([first(done), first(done + 1)])
-        narrow = rows.forward(mx.array(last, dtype=mx.uint32)[:, None])
+        narrow = rows.forward(mx.array(last, dtype=mx.int32)[:, None])
         rows.keep([])
         rows.join([first(done), first(done)])
-        wide = rows.forward(mx.array([last, last], dtype=mx.uint32))
+        wide = rows.forward(mx.array([last, last], dtype=mx.int32))
         found = mx.concatenate([narrow.swapaxes(0, 1), wide]).astype(mx.float32)
         mx.eval(found)
     except (

@@ -217,7 +217,7 @@ def speculator_for(
     """None where speculation is off, or the rows' caches cannot be rolled back. `caches` are new ones of a row."""
     if settings.mode == "off" or not cache.can_roll_back:
         return None
-    model(mx.zeros((1, 8), dtype=mx.uint32), cache=caches)
+    model(mx.zeros((1, 8), dtype=mx.int32), cache=caches)
     costs = measured_costs(cache, caches, clock)
     if draft is not None:
         costs.saw_draft(1, 1, draft.measured_seconds(clock))

@@ -11,8 +11,9 @@
 namespace mlx_serving::cpu {
 namespace {
 
-// From this many queries to a key on, scores are matrix products of packed tiles.
-constexpr long kManyQueries = 24;
+// From this many queries to a key on, scores are matrix products of packed tiles; from the second number on, keys and
+// values are packed whole for all threads, not part by part where they are used.
+constexpr long kManyQueries = 10, kVeryManyQueries = 512;
 // Columns of one such product.
 constexpr long kTileColumns = 128;
 // Columns one thread takes of a row and head, where few queries read many.
@@ -124,7 +125,9 @@ void join(const Work& work, long row, long kv_head, Part* parts, long count, voi
   for (long q = 0; q < queries; q++) work.write(row, kv_head, q, whole.sums + q * size, whole.total[q], out);
 }
 
-void attend_few_queries(const Work& work, void* out) {
+// Each thread takes some columns of a row and head at a time, by `attend`, and their parts are joined.
+template <class Attend>
+void attend_by_parts(const Work& work, void* out, Attend attend) {
   const AttentionShape& shape = work.shape;
   static thread_local std::vector<Part> parts;
   long longest = *std::max_element(work.lengths, work.lengths + shape.rows);
@@ -135,7 +138,7 @@ void attend_few_queries(const Work& work, void* out) {
     long pair = chunk / each, row = pair / shape.kv_heads;
     long begin = chunk % each * kPartColumns, end = std::min<long>(work.lengths[row], begin + kPartColumns);
     mine[chunk].reset(work.shared(), shape.size);
-    if (begin < end) attend_part(work, row, pair % shape.kv_heads, begin, end, mine[chunk].state(work.shared()));
+    if (begin < end) attend(work, row, pair % shape.kv_heads, begin, end, mine[chunk].state(work.shared()));
     if (each == 1) join(work, row, pair % shape.kv_heads, mine + chunk, 1, out);
   };
   parallel(int(pairs * each), part);
@@ -144,15 +147,18 @@ void attend_few_queries(const Work& work, void* out) {
     join(work, pair / shape.kv_heads, pair % shape.kv_heads, mine + pair * each, each, out);
 }
 
-// Keys of one row and head, packed as right operands; values in float, [columns][size padded to whole tiles].
+// Keys of columns from `begin` on of one row and head, packed as right operands; values in float, [columns][size padded
+// to whole tiles].
 struct Panels {
+  long begin;
   long columns;  // padded to whole tiles of kTileColumns
   long width;    // of values
   std::vector<float> keys, values;
 
-  void resize(const Work& work, long row) {
+  void resize(const Work& work, long first, long end) {
     const Kernels& k = kernels();
-    columns = (work.lengths[row] + kTileColumns - 1) / kTileColumns * kTileColumns;
+    begin = first;
+    columns = (end - first + kTileColumns - 1) / kTileColumns * kTileColumns;
     width = (work.shape.size + k.tile_columns - 1) / k.tile_columns * k.tile_columns;
     keys.resize(size_t(columns * work.shape.size));
     values.resize(size_t(columns * width));
@@ -167,10 +173,10 @@ struct Panels {
     const float* block = work.columns(work.keys, row, head, first, count, wide, stride);
     DenseMatrix matrix{block, Type::f32, count, size, stride};
     for (long c = 0; c < kTileColumns; c += k.tile_columns)
-      k.pack_dense(matrix, std::min(c, count - 1), 0, size, keys.data() + (first + c) * size);
+      k.pack_dense(matrix, std::min(c, count - 1), 0, size, keys.data() + (first - begin + c) * size);
     block = work.columns(work.values, row, head, first, count, wide, stride);
     for (long d = 0; d < width; d += k.tile_columns) {
-      float* panel = values.data() + d * columns + first * k.tile_columns;
+      float* panel = values.data() + d * columns + (first - begin) * k.tile_columns;
       long given = std::min<long>(k.tile_columns, size - d);
       for (long c = 0; c < kTileColumns; c++, panel += k.tile_columns) {
         long some = c < count ? given : 0;
@@ -181,7 +187,10 @@ struct Panels {
   }
 };
 
-void attend_tile(const Work& work, const Panels& panels, long row, long kv_head, long first, void* out) {
+// The queries from `first` on that make a tile, over the columns in `panels`; `finish` is given each one's number, largest
+// score, total weight and sums.
+template <class Finish>
+void attend_tile(const Work& work, const Panels& panels, long row, long kv_head, long first, Finish finish) {
   static thread_local Scratch scratch;
   const Kernels& k = kernels();
   long size = work.shape.size, tile = k.tile_rows, count = std::min(tile, work.shared() - first);
@@ -197,11 +206,11 @@ void attend_tile(const Work& work, const Panels& panels, long row, long kv_head,
   std::fill(sums, sums + tile * panels.width, 0.0f);
   for (long q = 0; q < count; q++) work.load_query(row, kv_head, first + q, queries + q * size);
   k.pack_left(queries, size, count, 0, size, packed);
-  long last = work.visible(row, first + count - 1);
+  long last = std::min(work.visible(row, first + count - 1) - panels.begin, panels.columns);
   long visible[16];
   for (long block = 0; block < last; block += kTileColumns) {
     for (long q = 0; q < tile; q++)
-      visible[q] = q < count ? work.visible(row, first + q) - block : 1;
+      visible[q] = q < count ? work.visible(row, first + q) - panels.begin - block : 1;
     for (long c = 0; c < kTileColumns; c += k.tile_columns)
       k.tile_product(packed, panels.keys.data() + (block + c) * size, size, false, scores + c, kTileColumns, tile,
                      k.tile_columns);
@@ -210,8 +219,21 @@ void attend_tile(const Work& work, const Panels& panels, long row, long kv_head,
       k.tile_product(weights, panels.values.data() + d * panels.columns + block * k.tile_columns, kTileColumns, true,
                      sums + d, panels.width, tile, k.tile_columns);
   }
-  for (long q = 0; q < count; q++)
-    work.write(row, kv_head, first + q, sums + q * panels.width, state.total[q], out);
+  for (long q = 0; q < count; q++) finish(first + q, most[q], state.total[q], sums + q * panels.width);
+}
+
+void attend_packed_part(const Work& work, long row, long kv_head, long begin, long end, SoftmaxState state) {
+  static thread_local Panels panels;
+  long size = work.shape.size;
+  panels.resize(work, begin, end);
+  for (long first = begin; first < end; first += kTileColumns) panels.fill(work, row, kv_head, first);
+  auto keep = [&](long query, float most, float total, const float* sums) {
+    state.most[query] = most;
+    state.total[query] = total;
+    std::copy_n(sums, size, state.sums + query * size);
+  };
+  for (long first = 0; first < work.shared(); first += kernels().tile_rows)
+    attend_tile(work, panels, row, kv_head, first, keep);
 }
 
 void attend_many_queries(const Work& work, void* out) {
@@ -220,7 +242,7 @@ void attend_many_queries(const Work& work, void* out) {
   long pairs = shape.rows * shape.kv_heads;
   panels.resize(std::max(panels.size(), size_t(pairs)));
   Panels* mine = panels.data();
-  for (long pair = 0; pair < pairs; pair++) mine[pair].resize(work, pair / shape.kv_heads);
+  for (long pair = 0; pair < pairs; pair++) mine[pair].resize(work, 0, work.lengths[pair / shape.kv_heads]);
   long blocks = *std::max_element(work.lengths, work.lengths + shape.rows);
   blocks = (blocks + kTileColumns - 1) / kTileColumns;
   auto fill = [&](int chunk) {
@@ -230,9 +252,11 @@ void attend_many_queries(const Work& work, void* out) {
   parallel(int(pairs * blocks), fill);
   long tiles = (work.shared() + kernels().tile_rows - 1) / kernels().tile_rows;
   auto tile = [&](int chunk) {
-    long pair = chunk / tiles;
-    attend_tile(work, mine[pair], pair / shape.kv_heads, pair % shape.kv_heads,
-                chunk % tiles * kernels().tile_rows, out);
+    long pair = chunk / tiles, row = pair / shape.kv_heads, kv_head = pair % shape.kv_heads;
+    auto write = [&](long query, float, float total, const float* sums) {
+      work.write(row, kv_head, query, sums, total, out);
+    };
+    attend_tile(work, mine[pair], row, kv_head, chunk % tiles * kernels().tile_rows, write);
   };
   parallel(int(pairs * tiles), tile);
 }
@@ -267,7 +291,8 @@ void attend_in_place(const AttentionShape& shape, const Heads& queries, const He
 void attend(const AttentionShape& shape, const Heads& queries, const Slab& keys, const Slab& values,
             const int* lengths, float scale, bool causal, void* out) {
   Work work{shape, queries, keys, values, lengths, scale, causal};
-  if (work.shared() < kManyQueries) attend_few_queries(work, out);
+  if (work.shared() < kManyQueries) attend_by_parts(work, out, attend_part);
+  else if (work.shared() < kVeryManyQueries) attend_by_parts(work, out, attend_packed_part);
   else attend_many_queries(work, out);
 }
 

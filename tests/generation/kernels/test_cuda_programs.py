@@ -1,0 +1,114 @@
+"""Programs for CUDA: what is compiled, what they are given, and that NVRTC takes our kernels where it is installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_serving.actors.generation.mlx_engine import cuda_programs, draw_kernel, product_kernels
+from mlx_serving.actors.generation.mlx_engine.cuda_programs import CompilationFailed, Program, compiled
+from mlx_serving.actors.generation.mlx_engine.kernel_dialects import CUDA
+
+SOURCE = "y[0] = T(float(x[0]) * x_shape[1] + COUNT);"
+TEMPLATE = [("T", mx.bfloat16), ("COUNT", 3), ("IS_ODD", True)]
+
+
+def _program(source: str, functions: str = "") -> Program:
+    return Program("name", ["x", "z"], ["y"], CUDA.prologue + source, CUDA.header + functions, "sm_90")
+
+
+def _has_nvrtc() -> bool:
+    try:
+        cuda_programs._library()
+    except OSError:
+        return False
+    return True
+
+
+needs_nvrtc = pytest.mark.skipif(not _has_nvrtc(), reason="NVRTC is not installed")
+
+
+def test_a_source_declares_types_constants_and_the_sizes_it_asks_for() -> None:
+    text = _program(SOURCE).text([(mx.bfloat16, 2), (mx.uint32, 1)], TEMPLATE, [mx.bfloat16])
+    assert "(const bfloat16* x, const unsigned int* z, bfloat16* y, int x_size_0, int x_size_1)" in text
+    assert "using T = bfloat16;" in text
+    assert "constexpr int COUNT = 3;" in text
+    assert "constexpr bool IS_ODD = 1;" in text
+    assert "const int x_shape[] = {x_size_0, x_size_1};" in text
+
+
+def test_a_program_is_compiled_once_and_given_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, calls = [], []
+
+    def compile_it(source: str, architecture: str) -> bytes:
+        sources.append((source, architecture))
+        return b"machine code"
+
+    def run(**given: Any) -> list[mx.array]:
+        calls.append(given)
+        return [mx.zeros(1)]
+
+    monkeypatch.setattr(cuda_programs, "compiled", compile_it)
+    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", run)
+    program = _program(SOURCE)
+    for rows in (2, 5):
+        program(
+            inputs=[mx.zeros((rows, 7), dtype=mx.bfloat16), mx.zeros(1, dtype=mx.uint32)],
+            template=TEMPLATE,
+            grid=(32, 1, 1),
+            threadgroup=(32, 1, 1),
+            output_shapes=[(1,)],
+            output_dtypes=[mx.bfloat16],
+        )
+    ((source, architecture),) = sources
+    assert architecture == "sm_90"
+    assert f"void {calls[0]['name']}(" in source
+    assert calls[0]["name"] == calls[1]["name"]
+    assert [each["scalars"] for each in calls] == [[2, 7], [5, 7]]
+    assert {each["compiled_source"] for each in calls} == {b"machine code"}
+
+
+def test_without_cuda_kernels_are_mlxs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(mx.fast, "cuda_kernel", lambda **parts: given.append(parts))
+    monkeypatch.setattr(cuda_programs, "_architecture", lambda: None)
+    CUDA.kernel("name", ["x"], ["y"], SOURCE, "int f();")
+    assert given == [
+        {
+            "name": "name",
+            "input_names": ["x"],
+            "output_names": ["y"],
+            "source": CUDA.prologue + SOURCE,
+            "header": CUDA.header + "int f();",
+        }
+    ]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
+    product = product_kernels._BEGINNING + product_kernels._DENSE + product_kernels._END
+    shape = [("WARPS", 4), ("SPAN", 1), ("OUTPUT_TILES", 2), ("ROW_TILES", 2), ("BIASED", True)]
+    dense = Program("name", ["x", "weights", "bias"], ["y"], product, CUDA.header + product_kernels._FUNCTIONS, "sm_80")
+    template = [("T", dtype), ("HALF", dtype == mx.float16), *shape]
+    assert compiled(dense.text([(dtype, 2), (dtype, 2), (dtype, 1)], template, [dtype]), "sm_80")
+    draw = Program(
+        "name",
+        ["logits", "masks", "floats", "limits"],
+        ["tokens"],
+        draw_kernel._SOURCE,
+        CUDA.header + draw_kernel._FUNCTIONS,
+        "sm_80",
+    )
+    template = [("T", dtype), ("V", 1000), ("COUNT", 1024), ("MASKED", True)]
+    inputs = [(dtype, 2), (mx.uint32, 2), (mx.float32, 2), (mx.int32, 1)]
+    assert compiled(draw.text(inputs, template, [mx.int32]), "sm_80")
+
+
+@needs_nvrtc
+def test_what_nvrtc_does_not_take_is_told() -> None:
+    text = _program("nonsense").text([(mx.bfloat16, 2), (mx.uint32, 1)], TEMPLATE, [mx.bfloat16])
+    with pytest.raises(CompilationFailed, match="nonsense"):
+        compiled(text, "sm_90")
