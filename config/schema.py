@@ -260,7 +260,7 @@ class Generation:
         "number of tokens and columns; `auto`: on CUDA.",
     )
     product_kernels: bool = setting(
-        True, "On CUDA multiply few rows by kernels of ours: up to 32 in half precision, up to 64 with 4-bit weights."
+        True, "On CUDA multiply 2 to 32 rows, with 4-bit weights up to 64, by kernels of ours."
     )
     dequantize: Literal["auto", "on", "off"] = setting(
         "auto",

@@ -176,7 +176,7 @@ def attended(queries: Floats, keys: Floats, values: Floats, lengths: list[int], 
 
 
 shapes = st.tuples(
-    st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 3), st.sampled_from([1, 2, 7, 30]),
+    st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 3), st.sampled_from([1, 2, 7, 30, 180]),
     st.sampled_from([16, 64, 80, 128]), st.sampled_from([0, 3, 90, 700]),
 )  # fmt: skip
 """Rows, heads a key, key heads, queries, head size, and columns before them."""

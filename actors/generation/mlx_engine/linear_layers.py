@@ -2,8 +2,8 @@
 
 MLX's quantised product on the CPU is a loop on one thread whose time grows with the rows; with OpenBLAS ahead of the
 reference BLAS, dequantising the whole weight and one dense product are faster from a few rows on (measured in
-docs/benchmarks.md). On CUDA kernels of ours take few rows, and a dense product takes many. Results differ from MLX's by
-the order of the sums alone.
+docs/benchmarks.md). On CUDA kernels of ours take a few rows, and a dense product takes many. Results differ from MLX's
+by the order of the sums alone.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def dense_from(rows: int) -> Product:
 
 
 def on_tensor_cores(layer: Any, x: mx.array, bias: mx.array | None) -> mx.array | None:
-    """Few rows by a kernel, many by a dense product."""
-    if not takes(layer):
+    """A few rows by a kernel, many by a dense product."""
+    if _rows(x) == 1 or not takes(layer):
         return None
     if is_quantised(layer):
         if x.dtype != layer.scales.dtype:

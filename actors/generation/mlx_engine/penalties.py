@@ -6,7 +6,9 @@ text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 import mlx.core as mx
@@ -123,8 +125,8 @@ class Adjustments:
             self.counts = self.counts.at[places, drawn].add(1.0)
             self.seen[places, drawn] = True
             return
-        is_drawn = mx.arange(self.counts.shape[1], dtype=mx.int32) == drawn[:, None]
-        self.counts, self.seen = self.counts + is_drawn, mx.logical_or(self.seen, is_drawn)
+        ids = mx.arange(self.counts.shape[1], dtype=mx.int32)
+        self.counts, self.seen = _compiled(_counted)(self.counts, self.seen, drawn, ids)
 
     def apply_ahead(self, logits: mx.array, drafts: mx.array) -> mx.array:
         """Logits [batch, width, vocabulary], each place as if the row had said its drafts [batch, width - 1] before it.
@@ -175,11 +177,9 @@ class Adjustments:
             self.seen = mx.stack([seen for _, seen in loaded])
 
     def _penalised(self, logits: mx.array, counts: mx.array, seen: mx.array) -> mx.array:
-        repetition, presence, frequency = (each.reshape(-1, *[1] * (logits.ndim - 1)) for each in self.factors)
-        repeated = mx.where(logits > 0, logits / repetition, logits * repetition)
-        logits = mx.where(seen, repeated, logits)
-        said = (counts > 0).astype(mx.float32)
-        return logits - presence * said - frequency * counts
+        factors = [each.reshape(-1, *[1] * (logits.ndim - 1)) for each in self.factors]
+        penalised = _penalised if is_cpu() else _compiled(_penalised)
+        return penalised(logits, counts, seen, *factors)
 
     def _penalised_ahead(self, logits: mx.array, counts: mx.array, seen: mx.array, drafts: mx.array) -> mx.array:
         width = logits.shape[1]
@@ -200,6 +200,27 @@ class Adjustments:
         for place in range(width - 1):
             adjusted = mx.where(vocabulary == drafts[:, place, None, None], own[:, :, place, None], adjusted)
         return adjusted
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """In one pass over the vocabulary instead of a dozen."""
+    compiled: Callable[..., Any] = mx.compile(function)
+    return compiled
+
+
+def _penalised(
+    logits: mx.array, counts: mx.array, seen: mx.array, repetition: mx.array, presence: mx.array, frequency: mx.array
+) -> mx.array:
+    repeated = mx.where(logits > 0, logits / repetition, logits * repetition)
+    logits = mx.where(seen, repeated, logits)
+    said = (counts > 0).astype(mx.float32)
+    return logits - presence * said - frequency * counts
+
+
+def _counted(counts: mx.array, seen: mx.array, drawn: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
+    is_drawn = ids == drawn[:, None]
+    return counts + is_drawn, mx.logical_or(seen, is_drawn)
 
 
 def _is_penal(parameters: Sampling) -> bool:

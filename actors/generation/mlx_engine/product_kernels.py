@@ -1,11 +1,11 @@
 """Products of a few rows with a weight on CUDA, dense or in 4 bits: kernels for its tensor cores.
 
-MLX hands products of two and more rows to cuBLAS, which costs the host four times what a kernel does, and takes 4-bit
-weights a row at a time, so a batch of 32 reads them as often as that. These kernels read a weight once for up to 32
-rows. A warp multiplies tiles of 16 outputs with 8 rows each, as `mma.m16n8k16` does (PTX ISA); in which order a tile
-takes the elements of K is free, so every thread multiplies what lies side by side in memory, and nothing is moved
-between threads. Digits of 4 bits become floats between 16 and 31 by their bits alone. Scales and biases are applied to
-the sums of a group, in float32:
+MLX hands products of two and more rows to cuBLAS, which costs the host four times what a kernel does, and compiles a
+product with 4-bit weights for half a minute when it is first needed. These kernels read a weight once for up to 32
+rows; for one row alone MLX has kernels that cost the host less. A warp multiplies tiles of 16 outputs with 8 rows each,
+as `mma.m16n8k16` does (PTX ISA); in which order a tile takes the elements of K is free, so every thread multiplies what
+lies side by side in memory, and nothing is moved between threads. Digits of 4 bits become floats between 16 and 31 by
+their bits alone. Scales and biases are applied to the sums of a group, in float32:
 
     sum of (s q + b) x = s (sum of (16 + q) x) + (b - 16 s) (sum of x)
 
@@ -72,7 +72,9 @@ FUNCTION WORD two_digits(WORD word, int place) {
 _BEGINNING = r"""
     SHARED float joined[WARPS / 2][OUTPUT_TILES][ROW_TILES][4][32];
 
-    const int rows = x_shape[0], K = x_shape[1], N = weights_shape[0];
+    int rows = 1;
+    for (int axis = 0; axis < AXES - 1; ++axis) rows *= x_shape[axis];
+    const int K = x_shape[AXES - 1], N = weights_shape[0];
     const int lane = THREAD % 32, warp = THREAD / 32, quad = lane / 4, place = lane % 4;
     const int first_output = int(GROUP.x) * 16 * OUTPUT_TILES, first_row = int(GROUP.y) * 8 * ROW_TILES;
 
@@ -341,9 +343,10 @@ def _launch(
     rows, outputs = _rows(x), parts[0].shape[0]
     blocks = -(-outputs // (_TILE_OUTPUTS * form.output_tiles)), -(-rows // (_TILE_ROWS * form.row_tiles))
     (y,) = kernel(
-        inputs=[x.reshape(rows, x.shape[-1]), *parts, parts[-1] if bias is None else bias],
+        inputs=[x, *parts, parts[-1] if bias is None else bias],
         template=[
             ("T", x.dtype),
+            ("AXES", x.ndim),
             ("HALF", x.dtype == mx.float16),
             ("BIASED", bias is not None),
             ("WARPS", form.warps),
@@ -354,10 +357,11 @@ def _launch(
         ],
         grid=(blocks[0] * 32 * form.warps, blocks[1], 1),
         threadgroup=(32 * form.warps, 1, 1),
-        output_shapes=[(rows, outputs)],
+        output_shapes=[(*x.shape[:-1], outputs)],
         output_dtypes=[x.dtype],
     )
-    return y.reshape(*x.shape[:-1], outputs)  # type: ignore[no-any-return]
+    product: mx.array = y
+    return product
 
 
 def _rows(x: mx.array) -> int:

@@ -90,7 +90,7 @@ def test_without_cuda_kernels_are_mlxs_own(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
     product = product_kernels._BEGINNING + product_kernels._DENSE + product_kernels._END
-    shape = [("WARPS", 4), ("SPAN", 1), ("OUTPUT_TILES", 2), ("ROW_TILES", 2), ("BIASED", True)]
+    shape = [("WARPS", 4), ("SPAN", 1), ("OUTPUT_TILES", 2), ("ROW_TILES", 2), ("BIASED", True), ("AXES", 2)]
     dense = Program("name", ["x", "weights", "bias"], ["y"], product, CUDA.header + product_kernels._FUNCTIONS, "sm_80")
     template = [("T", dtype), ("HALF", dtype == mx.float16), *shape]
     assert compiled(dense.text([(dtype, 2), (dtype, 2), (dtype, 1)], template, [dtype]), "sm_80")

@@ -89,6 +89,13 @@ def test_a_block_may_take_several_tiles_of_outputs(monkeypatch: pytest.MonkeyPat
     _assert_close(quantized(x, *parts, 64), x, _dequantized(parts, 64), None)
 
 
+def test_rows_may_lie_along_several_axes() -> None:
+    x, weights = _drawn(mx.bfloat16, 5, 2, 3, 64), _drawn(mx.bfloat16, 6, 16, 64)
+    found = dense(x, weights)
+    assert found.shape == (2, 3, 16)
+    np.testing.assert_array_equal(_wide(found).reshape(6, 16), _wide(dense(x.reshape(6, 64), weights)))
+
+
 def test_a_row_gets_the_same_whatever_is_beside_it() -> None:
     x, weights = _drawn(mx.bfloat16, 3, 25, 256), _drawn(mx.bfloat16, 4, 32, 256)
     parts = mx.quantize(weights, 64, 4)
