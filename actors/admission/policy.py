@@ -65,7 +65,7 @@ def _check_parameters(asked: GenerationRequested, limits: Admission) -> None:
         ("top_k", sampling.top_k >= 0, "0 or more"),
         ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
         ("seed", sampling.seed is None or -(2**63) <= sampling.seed < 2**63, "a signed integer of 64 bits"),
-        ("repetition_penalty", 0 < sampling.repetition_penalty <= 10, "above 0, at most 10"),
+        ("repetition_penalty", 0.01 <= sampling.repetition_penalty <= 10, "from 0.01 to 10"),
         ("presence_penalty", -2 <= sampling.presence_penalty <= 2, "from -2 to 2"),
         ("frequency_penalty", -2 <= sampling.frequency_penalty <= 2, "from -2 to 2"),
         ("top_logprobs", 0 <= sampling.top_logprobs <= TOP_LOGPROBS_LIMIT, f"from 0 to {TOP_LOGPROBS_LIMIT}"),

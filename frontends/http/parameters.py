@@ -77,7 +77,7 @@ _SAMPLING = (
     Parameter("top_k", Whole(0, LARGEST_TOKEN_ID), "Draw from the k likeliest tokens; 0 switches it off."),
     Parameter("min_p", Real(0, 1), "Drop tokens below this share of the likeliest one's probability."),
     Parameter("seed", Whole(-(2**63), 2**63 - 1), "Makes the draw repeatable, whatever else runs."),
-    Parameter("repetition_penalty", Real(0, 10, above=True), "On tokens of prompt and answer; 1 switches it off."),
+    Parameter("repetition_penalty", Real(0.01, 10), "On tokens of prompt and answer; 1 switches it off."),
     Parameter("presence_penalty", Real(-2, 2), "On tokens that the answer already has."),
     Parameter("frequency_penalty", Real(-2, 2), "On tokens of the answer, times their count."),
     Parameter("logit_bias", LogitBias(), "Token id to an addend from -100 to 100."),

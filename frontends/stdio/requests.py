@@ -43,7 +43,7 @@ _SAMPLING = (
     Parameter("seed", whole(0, 2**63 - 1)),
     Parameter("presence_penalty", real(-2, 2)),
     Parameter("frequency_penalty", real(-2, 2)),
-    Parameter("repetition_penalty", real(0, 10, above=True)),
+    Parameter("repetition_penalty", real(0.01, 10)),
     Parameter("logprobs", flag),
 )
 _STOPPING = (

@@ -66,6 +66,7 @@ def test_a_draining_server_takes_nothing() -> None:
         (asked(sampling=Sampling(min_p=2)), "min_p"),
         (asked(sampling=Sampling(seed=2**63)), "seed"),
         (asked(sampling=Sampling(repetition_penalty=0)), "repetition_penalty"),
+        (asked(sampling=Sampling(repetition_penalty=1e-40)), "repetition_penalty"),
         (asked(sampling=Sampling(presence_penalty=3)), "presence_penalty"),
         (asked(sampling=Sampling(frequency_penalty=-3)), "frequency_penalty"),
         (asked(sampling=Sampling(logit_bias={1: 101.0})), "logit_bias"),
