@@ -34,6 +34,8 @@ from mlx_serving.actors.messages.frontend import Refused
 from mlx_serving.actors.messages.generation import CacheGranted, SequenceAssigned, SequencesDropped
 from mlx_serving.actors.messages.supervision import ActorReady
 
+REST_SECONDS = 1.0
+"""Without work, before the engine gives memory back."""
 RETRY_SECONDS = 0.02
 """Wait before tokens are offered again to an admission that does not keep up."""
 
@@ -53,7 +55,8 @@ class GenerationActor(Actor):
         model, limits = self._engine.load()
         self._account = StepAccount(self.name, model.name)
         self._announcer = Announcer(self.name) if node.settings.models.replicas > 1 else None
-        self.interval = ANNOUNCE_SECONDS if self._announcer is not None else None
+        self.interval = ANNOUNCE_SECONDS if self._announcer is not None else REST_SECONDS
+        self._worked_at: float | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
             SequenceAssigned: self._assigned,
             SequenceAborted: self._aborted,
@@ -94,12 +97,16 @@ class GenerationActor(Actor):
         if report.outputs:
             self._send(report.outputs)
         now, goes_on = self.node.clock(), self._engine.pending > 0
+        self._worked_at = now
         self._account.add(report, started, now, goes_on)
         if self._account.due(now, goes_on):
             self.node.emit(self._account.take())
 
     def tick(self, now: float) -> None:
         self._announce()
+        if self._worked_at is not None and now - self._worked_at >= REST_SECONDS:
+            self._worked_at = None
+            self._engine.rest()
 
     def tear_down(self, seconds: float) -> None:
         engine = getattr(self, "_engine", None)

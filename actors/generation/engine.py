@@ -118,6 +118,10 @@ class Engine(Protocol):
         """What batching may route by; None for an engine that keeps no prefixes. Called after every step."""
         ...
 
+    def rest(self) -> None:
+        """Give memory back that only a next sequence would use. Called once nothing has run for a while."""
+        ...
+
     def close(self) -> None:
         """Give every byte back."""
         ...

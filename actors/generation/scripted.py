@@ -136,6 +136,9 @@ class ScriptedEngine:
     def clear_cache(self, tier: CacheTier) -> None:
         """There is nothing to clear."""
 
+    def rest(self) -> None:
+        """There is nothing to give back."""
+
     def held_prefixes(self) -> HeldPrefixes | None:
         return None
 

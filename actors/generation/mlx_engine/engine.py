@@ -51,6 +51,7 @@ from mlx_serving.config.schema import Generation
 
 _log = logging.getLogger(__name__)
 _STEPS_BETWEEN_CLEARINGS = 256
+_KEPT_AT_REST = 1 << 20
 _NOT_FINITE = "the model's output for this sequence was not finite"
 
 
@@ -179,6 +180,10 @@ class MlxEngine:
 
     def held_prefixes(self) -> HeldPrefixes | None:
         return self._reuse.held()
+
+    def rest(self) -> None:
+        if not self._rows:
+            loading.return_memory(_KEPT_AT_REST)
 
     def close(self) -> None:
         self._rows.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from typing import Any
 
@@ -14,7 +13,7 @@ from mlx_lm.utils import dequantize_model, load_model
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.generation.mlx_engine import composed_attention, cuda_programs, draw_kernel, linear_layers
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
-from mlx_serving.actors.generation.mlx_engine.device import back_end, is_cpu
+from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
 from mlx_serving.actors.generation.mlx_engine.sampling import Draw
 from mlx_serving.actors.generation.mlx_engine.slab_rows import SMALLEST_CAPACITY
@@ -28,9 +27,7 @@ from mlx_serving.native.kernels.modules import half_precision_weights, install
 
 _DENSE_SHARE = 0.5
 """Of the memory for weights and caches, what weights that were quantised may take dequantised."""
-_KEPT_CACHE_BYTES = {"cpu": 32 << 20, "metal": 32 << 20, "cuda": math.inf}
-"""What the allocator may keep over a rest. On CUDA its own limit is enough: the driver would have to map again at
-the next request what it is given back."""
+_MOST_KEPT_BYTES = 32 << 20
 _HALF = (mx.float16, mx.bfloat16)
 _TENSOR_CORES = 8
 """Major number of the CUDA architectures whose tensor cores take bfloat16."""
@@ -48,9 +45,13 @@ def prepare_device(settings: Generation) -> None:
         mx.disable_compile()
 
 
-def return_memory() -> None:
-    """Give back what the allocator keeps for reuse, if that is much; on the CPU also what the C library then keeps."""
-    if mx.get_cache_memory() > _KEPT_CACHE_BYTES[back_end()]:
+def return_memory(most: int = _MOST_KEPT_BYTES) -> None:
+    """Give back what the allocator keeps for reuse, if that is more than so many bytes; on the CPU also what the C
+    library then keeps.
+
+    On CUDA its own limit is enough: the driver would have to map again at the next request what it is given back.
+    """
+    if not mx.cuda.is_available() and mx.get_cache_memory() > most:
         mx.clear_cache()
         if is_cpu():
             heap.trim()
