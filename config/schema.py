@@ -260,7 +260,7 @@ class Generation:
         "number of tokens and columns; `auto`: on CUDA.",
     )
     product_kernels: bool = setting(
-        True, "On CUDA multiply 2 to 32 rows, with 4-bit weights up to 64, by kernels of ours."
+        True, "On CUDA multiply 2 to 32 rows (16 with large deep weights, 64 with 4-bit ones) by kernels of ours."
     )
     dequantize: Literal["auto", "on", "off"] = setting(
         "auto",

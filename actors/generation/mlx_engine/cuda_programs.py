@@ -17,6 +17,8 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
+from mlx_serving.actors.generation.mlx_engine.device import back_end
+
 _log = logging.getLogger(__name__)
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 _TYPES = {
@@ -63,7 +65,8 @@ class Program:
     source: str
     header: str
     architecture: str
-    _compiled: dict[str, bytes] = attrs.field(factory=dict, init=False)
+    _compiled: dict[Any, tuple[str, bytes]] = attrs.field(factory=dict, init=False)
+    """Name and machine code, by the types and constants they are for."""
 
     def __call__(
         self,
@@ -75,10 +78,13 @@ class Program:
         output_shapes: Sequence[tuple[int, ...]],
         output_dtypes: Sequence[mx.Dtype],
     ) -> list[mx.array]:
-        text = self.text([(each.dtype, each.ndim) for each in inputs], template, output_dtypes)
-        name = f"{self.name}_{hashlib.blake2s(text.encode(), digest_size=8).hexdigest()}"
-        if name not in self._compiled:
-            self._compiled[name] = compiled(text.replace(_NAME, name), self.architecture)
+        kinds = tuple((each.dtype, each.ndim) for each in inputs)
+        key = (kinds, tuple(template), tuple(output_dtypes))
+        if key not in self._compiled:
+            text = self.text(kinds, template, output_dtypes)
+            own_name = f"{self.name}_{hashlib.blake2s(text.encode(), digest_size=8).hexdigest()}"
+            self._compiled[key] = own_name, compiled(text.replace(_NAME, own_name), self.architecture)
+        name, code = self._compiled[key]
         sizes = [
             size
             for each, its_name in zip(inputs, self.input_names, strict=True)
@@ -87,7 +93,7 @@ class Program:
         ]
         return mx.fast.precompiled_cuda_kernel(
             name=name,
-            compiled_source=self._compiled[name],
+            compiled_source=code,
             inputs=list(inputs),
             output_shapes=list(output_shapes),
             output_dtypes=list(output_dtypes),
@@ -148,11 +154,11 @@ def kernel(name: str, input_names: Sequence[str], output_names: Sequence[str], s
 @functools.cache
 def _architecture() -> str | None:
     """That of the device, if programs run on it."""
-    if not mx.cuda.is_available():
+    if back_end() != "cuda":
         return None
-    about = mx.device_info()
-    architecture = f"sm_{about['compute_capability_major']}{about['compute_capability_minor']}"
     try:
+        about = mx.device_info()
+        architecture = f"sm_{about['compute_capability_major']}{about['compute_capability_minor']}"
         if _runs(architecture):
             return architecture
         _log.warning("a kernel compiled without MLX's headers computed something else; kernels take longer to compile")

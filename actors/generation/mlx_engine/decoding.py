@@ -60,7 +60,7 @@ class Decoding:
         self._joining: Sequence[Row] = ()
         self._read_at: float | None = None
         self._is_steady = False
-        """The read before was of a plain step, while the one after it was already on its way."""
+        """The read before was of a plain step, in the order in which plain steps are set going and read."""
         self._prefilled = 0
 
     @property

@@ -33,8 +33,9 @@ _nn: Any = mlx.nn
 """Its modules carry no types."""
 _TRIES = 4
 _BITS, _GROUPS = 4, (64, 32)
-_CLOSE = 16
-"""Tokens that a row may be behind and still propose: they are taken in with the proposal."""
+_CLOSE = 12
+"""Tokens that a row may be behind and still propose: they are taken in with the proposal, together with those of the
+steps in flight."""
 
 
 @attrs.frozen(eq=False)

@@ -27,7 +27,7 @@ from mlx_serving.actors.generation.answer import Timeline
 from mlx_serving.actors.generation.capacity import kv_budget
 from mlx_serving.actors.generation.engine import EngineLimits, HeldPrefixes, StepReport
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import guiding, loading, prefill, rehearsal
+from mlx_serving.actors.generation.mlx_engine import composed_attention, guiding, loading, prefill, rehearsal
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters, FindAdapter, no_adapter
 from mlx_serving.actors.generation.mlx_engine.batch import Batch, first_step
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
@@ -220,13 +220,15 @@ class MlxEngine:
         """Have everything compiled that requests may need. What fails here would fail a request alone."""
         if is_cpu():
             return
-        rows = [self._row(each, 0.0) for each in rehearsal.sequences(self._slots)]
-        self._adapters.select([0] * len(rows))
+        batch = self._decoding.batch.anew()
+        model = composed_attention.around(self._model) if batch.cache.can_roll_back else self._model
         try:
+            rows = [self._row(each, 0.0) for each in rehearsal.sequences(self._slots)]
+            self._adapters.select([0] * len(rows))
             rehearsal.rehearse(
-                self._decoding.batch.anew(),
+                batch,
                 rows,
-                lambda row: prefill.fill(self._model, row, row.unfilled, self._new_caches),
+                lambda row: prefill.fill(model, row, row.unfilled, self._new_caches),
                 self._record.vocab_size,
                 self._draft is not None,
             )
@@ -237,9 +239,7 @@ class MlxEngine:
     def _make_speculator(self) -> Speculator | None:
         caches = self._new_caches()
         self._adapters.select([0])
-        return speculator_for(
-            self._settings.speculation, self._decoding.batch.cache, self._model, caches, self._draft, self._clock
-        )
+        return speculator_for(self._settings, self._decoding.batch.cache, self._model, caches, self._draft, self._clock)
 
     def _start_batching(self) -> None:
         """Choose how rows are kept together; one at a time where that is not possible."""
@@ -357,7 +357,7 @@ class MlxEngine:
 
     def _say_first(self, row: Row, logits: mx.array) -> None:
         """Draw a row's first token, and wait for it: it is to be on its way before the next step is built."""
-        ((_, reading),) = first_step(row, logits, self._guiding.masks([row])).read()
+        ((_, reading),) = first_step(row, logits, self._guiding.lone_mask(row)).read()
         self._deliver(row, reading)
         self._said_first = True
 
@@ -435,7 +435,7 @@ class MlxEngine:
         alone = self._decoding.batch.anew()
         try:
             alone.join([row])
-            ((_, reading),) = alone.sample(alone.forward(), self._guiding.masks([row])).read()
+            ((_, reading),) = alone.sample(alone.forward(), self._guiding.lone_mask(row)).read()
         except Exception as error:
             self._fail(row, error)
             return False

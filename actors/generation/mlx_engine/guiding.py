@@ -17,7 +17,7 @@ from mlx_serving.actors.errors import GenerationFailed, ServingError, describe
 from mlx_serving.actors.generation.guidance.beginning import begin_guide
 from mlx_serving.actors.generation.guidance.compiler import GuideCompiler
 from mlx_serving.actors.generation.guidance.guide import Guide
-from mlx_serving.actors.generation.guidance.masks import fill_draft_masks, fill_masks
+from mlx_serving.actors.generation.guidance.masks import fill_draft_masks, fill_masks, new_masks
 from mlx_serving.actors.generation.guidance.matchers import Matchers
 from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.mask_buffer import MaskBuffer
@@ -88,6 +88,15 @@ class Guiding:
             return None
         fill_masks(guides, self._masks.of(len(rows)), on_all_cores=self._cores_are_free)
         return self._masks.on_device(len(rows))
+
+    def lone_mask(self, row: Row) -> mx.array | None:
+        """That of a row outside the batch, [1, words]: the batch may have a step on its way with its own masks."""
+        guide = active_guide(row)
+        if guide is None or not guide.restricts:
+            return None
+        words = new_masks(1, self._matchers.width)
+        fill_masks([guide], words)
+        return mx.array(words)
 
     def draft_masks(self, rows: Sequence[Row], drafts: Sequence[Sequence[int]], width: int) -> mx.array | None:
         """What each row may say next and after each token of its draft, [rows, width, words]."""

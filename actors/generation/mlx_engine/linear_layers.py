@@ -3,7 +3,7 @@
 MLX's quantised product on the CPU is a loop on one thread whose time grows with the rows; with OpenBLAS ahead of the
 reference BLAS, dequantising the whole weight and one dense product are faster from a few rows on (measured in
 docs/benchmarks.md). On CUDA kernels of ours take a few rows, and a dense product takes many. Results differ from MLX's
-by the order of the sums alone.
+by the order of the sums, and of many rows with quantised weights in half precision by these being rounded to it first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def dense_from(rows: int) -> Product:
 
 def on_tensor_cores(layer: Any, x: mx.array, bias: mx.array | None) -> mx.array | None:
     """A few rows by a kernel, many by a dense product."""
-    if _rows(x) == 1 or not takes(layer):
+    if _rows(x) < 2 or not takes(layer) or (bias is not None and bias.dtype != x.dtype):
         return None
     if is_quantised(layer):
         if x.dtype != layer.scales.dtype:
@@ -52,7 +52,7 @@ def takes(layer: Any) -> bool:
     """Whether a kernel multiplies with this layer's weight."""
     if not is_quantised(layer):
         return product_kernels.takes_dense(layer.weight)
-    return layer.mode == "affine" and product_kernels.takes_quantized(
+    return getattr(layer, "mode", "") == "affine" and product_kernels.takes_quantized(
         layer.weight, layer.scales, layer.get("biases"), layer.group_size, layer.bits
     )
 
@@ -71,6 +71,14 @@ def dequantised(layer: Any) -> mx.array:
         bits=layer.bits,
         mode=layer.mode,
     )
+
+
+def lay_out(model: Any) -> None:
+    """Put the elements of weights in the order that the kernels read, where they are transposed: once, not at each
+    product."""
+    for layer in model.modules():
+        if isinstance(layer, _nn.Linear):
+            layer.weight = mx.contiguous(layer.weight)
 
 
 def choose_products(model: Any, product: Product) -> int:

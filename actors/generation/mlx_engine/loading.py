@@ -71,6 +71,7 @@ def speed_up(model: Any, settings: Generation) -> str:
     if not is_cpu():
         if not _has_product_kernels(settings):
             return "mlx"
+        linear_layers.lay_out(model)
         linear_layers.choose_products(model, linear_layers.on_tensor_cores)
         return "tensor cores"
     if settings.native_kernels and install(model):

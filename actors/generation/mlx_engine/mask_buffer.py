@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_serving.actors.generation.guidance.masks import Masks, new_masks
+from mlx_serving.actors.generation.mlx_engine.device import back_end
 
 _log = logging.getLogger(__name__)
 _SET_PREFERRED_LOCATION, _HOST = 3, -1
@@ -27,7 +28,7 @@ class MaskBuffer:
     def __init__(self, vocab_size: int, stays_with_host: bool | None = None) -> None:
         """`stays_with_host`: whether the device reads what the host wrote; by default on CUDA."""
         self._vocab_size = vocab_size
-        self._is_shared = mx.cuda.is_available() if stays_with_host is None else stays_with_host
+        self._is_shared = back_end() == "cuda" if stays_with_host is None else stays_with_host
         self._array: mx.array | None = None
         self._words = new_masks(0, vocab_size)
 
@@ -48,7 +49,7 @@ class MaskBuffer:
 
 
 def _keep_with_host(words: Masks) -> None:
-    if not mx.cuda.is_available():
+    if back_end() != "cuda":
         return
     try:
         driver = ctypes.CDLL("libcuda.so.1")

@@ -1,7 +1,7 @@
 """What the first requests would wait for on a GPU, done while a model is loaded.
 
 Kernels are compiled there when they are first used, some for seconds, and every stream stands still meanwhile. Two rows
-go through everything that a step can ask for.
+go through what most requests ask for.
 """
 
 from __future__ import annotations

@@ -26,6 +26,11 @@ class RowsCache(Protocol):
         ...
 
     @property
+    def widest(self) -> int:
+        """Tokens a row that a pass may have before it costs far more than a little wider one should."""
+        ...
+
+    @property
     def nbytes(self) -> int:
         """Memory of the caches of all rows."""
         ...
@@ -83,6 +88,7 @@ class MergedRows:
 
     can_roll_back = False
     writes_in_place = False
+    widest = 1
 
     def __init__(self, model: Any) -> None:
         self._model = model

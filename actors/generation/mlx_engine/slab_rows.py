@@ -6,6 +6,7 @@ that row alone. The rows of a batch are those of the first group, then those of 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -164,6 +165,11 @@ class SlabRows:
     @property
     def writes_in_place(self) -> bool:
         return self.program.kernel is not None
+
+    @property
+    def widest(self) -> int:
+        kernel = self.program.kernel
+        return kernel.most_tokens if kernel is not None and kernel.most_tokens > 1 else sys.maxsize
 
     @property
     def nbytes(self) -> int:

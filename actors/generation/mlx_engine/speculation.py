@@ -26,7 +26,7 @@ from mlx_serving.actors.generation.speculation.costs import StepCosts
 from mlx_serving.actors.generation.speculation.planner import Offer, Plan, Planner
 from mlx_serving.actors.generation.speculation.row import Proposal, RowSpeculation
 from mlx_serving.actors.messages.values import unpack_ids
-from mlx_serving.config.schema import Speculation
+from mlx_serving.config.schema import Generation
 
 _log = logging.getLogger(__name__)
 _MEASURED_WIDTHS = (1, 2, 3, 5, 9)
@@ -61,10 +61,11 @@ class _Drafted:
 class Speculator:
     """Of one model. Its costs and what it knows of acceptance outlast the rows."""
 
-    def __init__(self, settings: Speculation, costs: StepCosts, draft: DraftModel | None, clock: Clock) -> None:
-        self._looks_up = settings.mode in ("lookup", "auto")
-        self._draft = draft if settings.mode in ("draft", "auto") else None
-        self._planner = Planner(costs, settings.max_tokens)
+    def __init__(self, mode: str, planner: Planner, costs: StepCosts, draft: DraftModel | None, clock: Clock) -> None:
+        """`mode`: that of the settings; `costs` are the planner's too."""
+        self._looks_up = mode in ("lookup", "auto")
+        self._draft = draft if mode in ("draft", "auto") else None
+        self._planner = planner
         self._shared = SharedAcceptance()
         self._clock = clock
         self._costs = costs
@@ -207,7 +208,7 @@ class Speculator:
 
 
 def speculator_for(
-    settings: Speculation,
+    settings: Generation,
     cache: RowsCache,
     model: Any,
     caches: Caches,
@@ -215,13 +216,16 @@ def speculator_for(
     clock: Clock,
 ) -> Speculator | None:
     """None where speculation is off, or the rows' caches cannot be rolled back. `caches` are new ones of a row."""
-    if settings.mode == "off" or not cache.can_roll_back:
+    chosen = settings.speculation
+    if chosen.mode == "off" or not cache.can_roll_back:
         return None
     model(mx.zeros((1, 8), dtype=mx.int32), cache=caches)
     costs = measured_costs(cache, caches, clock)
     if draft is not None:
         costs.saw_draft(1, 1, draft.measured_seconds(clock))
-    return Speculator(settings, costs, draft, clock)
+    longest = min(chosen.max_tokens, cache.widest - 1)
+    ring = settings.metal_optimizations.command_buffer_ring
+    return Speculator(chosen.mode, Planner(costs, longest, cache.padded, ring + 1), costs, draft, clock)
 
 
 def measured_costs(cache: RowsCache, caches: Caches, clock: Clock) -> StepCosts:

@@ -9,7 +9,7 @@ rarely, so that what proposals are compared with is true.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 
@@ -21,8 +21,8 @@ MARGIN = 1.06
 PROBE_TOKENS = 2
 _FIRST_PROBE, _RAREST_PROBE = 64, 2048
 """Plain steps before a probe."""
-_FIRST_AUDIT, _RAREST_AUDIT, _AUDIT_STEPS = 8, 128, 3
-"""Steps with proposals before plain ones are put in, and how many."""
+_FIRST_AUDIT, _RAREST_AUDIT = 8, 128
+"""Steps with proposals before plain ones are put in."""
 
 
 @attrs.frozen
@@ -51,10 +51,13 @@ class Plan:
 
 @attrs.define(eq=False)
 class Planner:
-    """One per model. `longest`: most tokens proposed to a row at once."""
+    """One per model. `longest`: most tokens proposed to a row at once. `padded`: the tokens a row of the pass that is
+    run where so many are needed. `audit_steps`: plain steps in a row of which the last one's time is a plain step's."""
 
     costs: StepCosts
     longest: int
+    padded: Callable[[int], int] = int
+    audit_steps: int = 3
     _quiet: int = 0
     """Plain steps since the last proposal, while some row had an offer."""
     _patience: int = _FIRST_PROBE
@@ -84,7 +87,7 @@ class Planner:
         self._busy += 1
         if self._busy <= self._trust:
             return False
-        if self._busy == self._trust + _AUDIT_STEPS:
+        if self._busy == self._trust + self.audit_steps:
             self._busy, self._trust = 0, min(2 * self._trust, _RAREST_AUDIT)
         return True
 
@@ -102,7 +105,7 @@ class Planner:
     def _speed(self, offers: Offers, count: int) -> float:
         """Tokens a second with proposals of `count` tokens at most."""
         tokens = sum(1.0 if each is None else expected_tokens(each.rate, min(count, each.tokens)) for each in offers)
-        return tokens / (self.costs.wide(len(offers), count + 1) + self._draft_seconds(offers, count))
+        return tokens / (self.costs.wide(len(offers), self.padded(count + 1)) + self._draft_seconds(offers, count))
 
     def _draft_seconds(self, offers: Offers, count: int) -> float:
         drafted = [min(count, each.tokens) for each in offers if each is not None and each.is_drafted]
