@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ from support.engine_driver import GREEDY, Driver
 from support.tiny_models import make_tiny_model
 
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
+from mlx_serving.actors.generation.mlx_engine.speculation import Speculator
 from mlx_serving.actors.generation.pacing import PrefillPace
-from mlx_serving.actors.messages.values import Stopping
+from mlx_serving.actors.generation.speculation.costs import StepCosts
+from mlx_serving.actors.messages.values import Stopping, pack_ids
+from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation, PrefixCache, Speculation
 
@@ -43,3 +47,38 @@ def test_a_time_counts_where_the_step_read_and_the_one_set_going_have_as_much_be
         before = beside
     assert mixed == 3  # the first chunk, the shorter last one, and the step after it
     engine.close()
+
+
+def test_after_a_check_plain_steps_count_once_they_follow_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ones have the host set going two steps, or none, before one is read."""
+    record = make_tiny_model(tmp_path / "model", "llama")
+    said = _said(record, Speculation(mode="off"), b"")[0]
+    seen: list[int] = []
+    monkeypatch.setattr(Speculator, "saw_step", lambda self, rows, width, seconds: seen.append(width))
+    monkeypatch.setattr(StepCosts, "plain", lambda self, rows: 1.0)
+    monkeypatch.setattr(StepCosts, "wide", lambda self, rows, width: 1.0)
+    again, widths = _said(record, Speculation(mode="lookup", max_tokens=2), pack_ids(said))
+    assert again == said
+    plain_runs = [len(list(run)) for width, run in groupby(widths) if width == 1]
+    assert plain_runs == [3]  # an audit
+    assert seen.count(1) == sum(max(0, run - 2) for run in plain_runs)
+    assert len(seen) - seen.count(1) == sum(width > 1 for width in widths)
+
+
+def _said(record: ModelRecord, speculation: Speculation, prediction: bytes) -> tuple[list[int], list[int]]:
+    """The tokens of an answer, and the widths of the steps of its engine, 1 for a plain one."""
+    settings = Generation(prefix_cache=PrefixCache(enabled=False), speculation=speculation)
+    engine = MlxEngine(record, settings, TextTokenizer.load(record.path))
+    engine.load()
+    driver = Driver(engine)
+    stopping = Stopping(max_tokens=60, ignore_eos=True)
+    sequence = driver.submit([1, 2, 3], GREEDY, stopping, prediction_ids=prediction)
+    driver.run_until(sequence, 1)
+    widths = []
+    while engine.pending:
+        driver.step()
+        widths.append(engine._decoding.checked.width)
+    engine.close()
+    return driver.sequences[sequence].ids, widths
