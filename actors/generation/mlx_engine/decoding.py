@@ -185,6 +185,8 @@ class Decoding:
             readings += self._in_flight[0][0].read()
             self._in_flight.popleft()
             self._read_at, self._is_steady = self._clock(), False
+        if self._read_at is None:
+            self._read_at = self._clock()
         self._take_all(readings)
         return len(readings)
 
