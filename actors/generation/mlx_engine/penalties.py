@@ -165,14 +165,16 @@ class Adjustments:
         """Give the state back to the rows."""
         if self.counts is None or self.seen is None:
             return
-        for place, (_, history) in enumerate(self.rows):
-            history.store(self.counts[place], self.seen[place])
+        for place, (parameters, history) in enumerate(self.rows):
+            if _is_penal(parameters):
+                history.store(self.counts[place], self.seen[place])
 
     def _prepare(self, vocab_size: int) -> None:
         if self.bias is None and any(parameters.logit_bias for parameters, _ in self.rows):
             self.bias = mx.stack([_dense(parameters.logit_bias, vocab_size) for parameters, _ in self.rows])
         if self.counts is None and any(_is_penal(parameters) for parameters, _ in self.rows):
-            loaded = [history.load(vocab_size) for _, history in self.rows]
+            blank = mx.zeros(vocab_size), mx.zeros(vocab_size, dtype=mx.bool_)  # for rows that nothing is taken from
+            loaded = [history.load(vocab_size) if _is_penal(parameters) else blank for parameters, history in self.rows]
             self.counts = mx.stack([counts for counts, _ in loaded])
             self.seen = mx.stack([seen for _, seen in loaded])
 

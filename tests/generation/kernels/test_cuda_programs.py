@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_serving.actors.generation.mlx_engine import cuda_programs, draw_kernel, product_kernels
+from mlx_serving.actors.generation.mlx_engine import attention_kernels, cuda_programs, draw_kernel, product_kernels
 from mlx_serving.actors.generation.mlx_engine.cuda_programs import CompilationFailed, Program, compiled
 from mlx_serving.actors.generation.mlx_engine.kernel_dialects import CUDA
 
@@ -86,6 +86,23 @@ def test_without_cuda_kernels_are_mlxs_own(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
+@pytest.mark.parametrize("runs", [True, False, None])
+def test_programs_are_used_only_where_one_was_right(monkeypatch: pytest.MonkeyPatch, runs: bool | None) -> None:
+    def trial(architecture: str) -> bool:
+        if runs is None:
+            raise CompilationFailed("no such header")
+        return runs
+
+    monkeypatch.setattr(cuda_programs, "back_end", lambda: "cuda")
+    monkeypatch.setattr(mx, "device_info", lambda: {"compute_capability_major": 8, "compute_capability_minor": 9})
+    monkeypatch.setattr(cuda_programs, "_runs", trial)
+    cuda_programs._architecture.cache_clear()
+    try:
+        assert cuda_programs._architecture() == ("sm_89" if runs else None)
+    finally:
+        cuda_programs._architecture.cache_clear()
+
+
 @needs_nvrtc
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
@@ -94,6 +111,18 @@ def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
     dense = Program("name", ["x", "weights", "bias"], ["y"], product, CUDA.header + product_kernels._FUNCTIONS, "sm_80")
     template = [("T", dtype), ("HALF", dtype == mx.float16), *shape]
     assert compiled(dense.text([(dtype, 2), (dtype, 2), (dtype, 1)], template, [dtype]), "sm_80")
+    product = product_kernels._BEGINNING + product_kernels._QUANTIZED + product_kernels._END
+    inputs = ["x", "weights", "scales", "offsets", "bias"]
+    quantized = Program("name", inputs, ["y"], product, CUDA.header + product_kernels._FUNCTIONS, "sm_80")
+    kinds = [(dtype, 2), (mx.uint32, 2), (dtype, 2), (dtype, 2), (dtype, 1)]
+    assert compiled(quantized.text(kinds, [*template, ("GROUP_SIZE", 64)], [dtype]), "sm_80")
+    inputs = ["queries", "keys", "values", "slab_keys", "slab_values", "lengths", "scale"]
+    parts = Program("name", inputs, ["sums", "stats"], attention_kernels._PARTS, CUDA.header, "sm_80")
+    constants = [("T", dtype), ("D", 64), ("G", 3), ("O", mx.float32), ("WARPS", 16)]
+    kinds = [*[(dtype, 4)] * 5, (mx.int32, 1), (mx.float32, 1)]
+    assert compiled(parts.text(kinds, constants, [mx.float32, mx.float32]), "sm_80")
+    join = Program("name", ["sums", "stats"], ["out"], attention_kernels._JOIN, CUDA.header, "sm_80")
+    assert compiled(join.text([(mx.float32, 4), (mx.float32, 4)], constants[:2], [dtype]), "sm_80")
     draw = Program(
         "name",
         ["logits", "masks", "floats", "limits"],
@@ -103,8 +132,8 @@ def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
         "sm_80",
     )
     template = [("T", dtype), ("V", 1000), ("COUNT", 1024), ("MASKED", True)]
-    inputs = [(dtype, 2), (mx.uint32, 2), (mx.float32, 2), (mx.int32, 1)]
-    assert compiled(draw.text(inputs, template, [mx.int32]), "sm_80")
+    kinds = [(dtype, 2), (mx.uint32, 2), (mx.float32, 2), (mx.int32, 1)]
+    assert compiled(draw.text(kinds, template, [mx.int32]), "sm_80")
 
 
 @needs_nvrtc
