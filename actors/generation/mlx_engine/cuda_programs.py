@@ -55,7 +55,7 @@ class CompilationFailed(Exception):
     """NVRTC does not take a kernel's source."""
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Program:
     """A kernel's parts, as `mx.fast.cuda_kernel` takes them; called as what that returns."""
 
@@ -65,8 +65,13 @@ class Program:
     source: str
     header: str
     architecture: str
+    _tells_shape: list[bool] = attrs.field(init=False)
+    """Whether the source asks for the sizes of each input."""
     _compiled: dict[Any, tuple[str, bytes]] = attrs.field(factory=dict, init=False)
     """Name and machine code, by the types and constants they are for."""
+
+    def __attrs_post_init__(self) -> None:
+        self._tells_shape = [f"{name}_shape" in self.source for name in self.input_names]
 
     def __call__(
         self,
@@ -86,10 +91,7 @@ class Program:
             self._compiled[key] = own_name, compiled(text.replace(_NAME, own_name), self.architecture)
         name, code = self._compiled[key]
         sizes = [
-            size
-            for each, its_name in zip(inputs, self.input_names, strict=True)
-            if self._tells_shape(its_name)
-            for size in each.shape
+            size for each, is_wanted in zip(inputs, self._tells_shape, strict=True) if is_wanted for size in each.shape
         ]
         return mx.fast.precompiled_cuda_kernel(
             name=name,
@@ -115,16 +117,13 @@ class Program:
         ]
         parameters += [f"{_TYPES[dtype]}* {name}" for dtype, name in zip(output_dtypes, self.output_names, strict=True)]
         constants = "".join(_constant(name, value) for name, value in template)
-        for (_, axes), name in zip(inputs, self.input_names, strict=True):
-            if self._tells_shape(name):
+        for (_, axes), name, is_wanted in zip(inputs, self.input_names, self._tells_shape, strict=True):
+            if is_wanted:
                 sizes = [f"{name}_size_{axis}" for axis in range(axes)]
                 parameters += [f"int {size}" for size in sizes]
                 constants += f"const int {name}_shape[] = {{{', '.join(sizes)}}};\n"
         function = f'extern "C" __global__ void {_NAME}({", ".join(parameters)}) {{\n{constants}{self.source}\n}}\n'
         return _PREAMBLE + self.header + function
-
-    def _tells_shape(self, name: str) -> bool:
-        return f"{name}_shape" in self.source
 
 
 _NAME = "KERNEL_NAME"

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn
 
 from mlx_serving.actors.generation.mlx_engine import product_kernels
+from mlx_serving.actors.generation.mlx_engine.product_kernels import rows_of
 
 _nn: Any = mlx.nn
 """Its modules carry no types."""
@@ -28,7 +29,7 @@ def dense_from(rows: int) -> Product:
     precision."""
 
     def product(layer: Any, x: mx.array, bias: mx.array | None) -> mx.array | None:
-        pays = is_quantised(layer) and _rows(x) >= rows and layer.scales.dtype == mx.float32
+        pays = is_quantised(layer) and rows_of(x) >= rows and layer.scales.dtype == mx.float32
         return _dequantised_product(layer, x, bias) if pays else None
 
     return product
@@ -36,15 +37,15 @@ def dense_from(rows: int) -> Product:
 
 def on_tensor_cores(layer: Any, x: mx.array, bias: mx.array | None) -> mx.array | None:
     """A few rows by a kernel, many by a dense product."""
-    if _rows(x) < 2 or not takes(layer) or (bias is not None and bias.dtype != x.dtype):
+    if rows_of(x) < 2 or not takes(layer) or (bias is not None and bias.dtype != x.dtype):
         return None
     if is_quantised(layer):
         if x.dtype != layer.scales.dtype:
             return None
-        if _rows(x) > product_kernels.MOST_QUANTIZED_ROWS:
+        if rows_of(x) > product_kernels.MOST_QUANTIZED_ROWS:
             return _dequantised_product(layer, x, bias)
         return product_kernels.quantized(x, layer.weight, layer.scales, layer.biases, layer.group_size, bias)
-    suits = x.dtype == layer.weight.dtype and _rows(x) <= product_kernels.most_dense_rows(layer.weight)
+    suits = x.dtype == layer.weight.dtype and rows_of(x) <= product_kernels.most_dense_rows(layer.weight)
     return product_kernels.dense(x, layer.weight, bias) if suits else None
 
 
@@ -119,7 +120,3 @@ def _named(choosing: type, kind: type) -> type:
 def _dequantised_product(layer: Any, x: mx.array, bias: mx.array | None) -> mx.array:
     y = x @ dequantised(layer).T
     return y if bias is None else y + bias
-
-
-def _rows(x: mx.array) -> int:
-    return int(x.size // x.shape[-1])

@@ -61,7 +61,7 @@ class Adjustments:
     counts: mx.array | None = None
     seen: mx.array | None = None
     native: tuple[mx.array, mx.array] | None = None
-    """What the native operation takes besides: each row's place among these, and their penalties."""
+    """What the native operation takes besides: each row's place among these, and their `factors` side by side."""
     places: mx.array = attrs.field(init=False)
     """`indices` on the device."""
     factors: tuple[mx.array, ...] = attrs.field(init=False)
@@ -107,8 +107,7 @@ class Adjustments:
             places = [-1] * logits.shape[0]
             for place, index in enumerate(self.indices):
                 places[index] = place
-            penalties = [[getattr(parameters, name) for name in _PENALTIES] for parameters, _ in self.rows]
-            self.native = mx.array(places, dtype=mx.int32), mx.array(penalties, dtype=mx.float32)
+            self.native = mx.array(places, dtype=mx.int32), mx.concatenate(list(self.factors), axis=1)
         places_of_rows, factors = self.native
         adjusted: mx.array = kernels.operations.adjust(
             logits, places_of_rows, self.bias, self.counts, self.seen, factors

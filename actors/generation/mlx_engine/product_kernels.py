@@ -316,7 +316,7 @@ def dense(x: mx.array, weights: mx.array, bias: mx.array | None = None) -> mx.ar
 
     All arrays are of one type, bfloat16 or float16, and so is the result [..., N]. Sums are float32.
     """
-    form = _Form.of_dense(_rows(x), weights.shape[0], x.shape[-1] // _STEP)
+    form = _Form.of_dense(rows_of(x), weights.shape[0], x.shape[-1] // _STEP)
     return _launch(_dense_kernel(), form, x, [weights], bias, [])
 
 
@@ -328,7 +328,7 @@ def quantized(
     All floating-point arrays are of one type, bfloat16 or float16, and so is the result [..., N]. Sums are float32;
     relative to the sum of the magnitudes its error is below 2e-5 before it is rounded.
     """
-    form = _Form.of_quantized(_rows(x), weights.shape[0], scales.shape[1])
+    form = _Form.of_quantized(rows_of(x), weights.shape[0], scales.shape[1])
     return _launch(_quantized_kernel(), form, x, [weights, scales, offsets], bias, [("GROUP_SIZE", group_size)])
 
 
@@ -340,7 +340,7 @@ def _launch(
     bias: mx.array | None,
     template: Sequence[tuple[str, Any]],
 ) -> mx.array:
-    rows, outputs = _rows(x), parts[0].shape[0]
+    rows, outputs = rows_of(x), parts[0].shape[0]
     blocks = -(-outputs // (_TILE_OUTPUTS * form.output_tiles)), -(-rows // (_TILE_ROWS * form.row_tiles))
     (y,) = kernel(
         inputs=[x, *parts, parts[-1] if bias is None else bias],
@@ -364,5 +364,6 @@ def _launch(
     return product
 
 
-def _rows(x: mx.array) -> int:
+def rows_of(x: mx.array) -> int:
+    """Of x [..., K]."""
     return int(x.size // x.shape[-1])

@@ -61,14 +61,14 @@ class _Drafted:
 class Speculator:
     """Of one model. Its costs and what it knows of acceptance outlast the rows."""
 
-    def __init__(self, mode: str, planner: Planner, costs: StepCosts, draft: DraftModel | None, clock: Clock) -> None:
-        """`mode`: that of the settings; `costs` are the planner's too."""
+    def __init__(self, mode: str, planner: Planner, draft: DraftModel | None, clock: Clock) -> None:
+        """`mode`: that of the settings."""
         self._looks_up = mode in ("lookup", "auto")
         self._draft = draft if mode in ("draft", "auto") else None
         self._planner = planner
         self._shared = SharedAcceptance()
         self._clock = clock
-        self._costs = costs
+        self._costs = planner.costs
         self._draft_seconds = 0.0
 
     def saw_step(self, rows: int, width: int, seconds: float) -> None:
@@ -225,7 +225,7 @@ def speculator_for(
         costs.saw_draft(1, 1, draft.measured_seconds(clock))
     longest = min(chosen.max_tokens, cache.widest - 1)
     ring = settings.metal_optimizations.command_buffer_ring
-    return Speculator(chosen.mode, Planner(costs, longest, cache.padded, ring + 1), costs, draft, clock)
+    return Speculator(chosen.mode, Planner(costs, longest, cache.padded, ring + 1), draft, clock)
 
 
 def measured_costs(cache: RowsCache, caches: Caches, clock: Clock) -> StepCosts:
