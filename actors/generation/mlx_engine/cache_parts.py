@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm_cache
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
+from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.prefix.blocks import Span
 
@@ -72,7 +73,7 @@ class CacheParts:
     def cut(self, caches: Caches, start: int, stop: int) -> KvBlock:
         """A copy of tokens [start, stop), still to be computed. It holds on to nothing but itself then."""
         layers = tuple(
-            tuple(mx.contiguous(array[:, :, start:stop]) for array in _arrays(caches[i])) for i in self._plain
+            tuple(prompt_caches.copied(array[:, :, start:stop]) for array in _arrays(caches[i])) for i in self._plain
         )
         return self.block(layers, stop - start)
 

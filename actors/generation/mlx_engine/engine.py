@@ -31,6 +31,7 @@ from mlx_serving.actors.generation.mlx_engine import composed_attention, guiding
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters, FindAdapter, no_adapter
 from mlx_serving.actors.generation.mlx_engine.batch import Batch, first_step
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.chunk_program import chunk_program_for
 from mlx_serving.actors.generation.mlx_engine.decoding import Decoding
 from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.draft_model import DraftModel, load_draft
@@ -39,7 +40,7 @@ from mlx_serving.actors.generation.mlx_engine.prompts import IDLE_TOKENS, Prompt
 from mlx_serving.actors.generation.mlx_engine.reuse import reuse_for
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
-from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
+from mlx_serving.actors.generation.mlx_engine.slab_rows import capacity_for, rows_cache_for
 from mlx_serving.actors.generation.mlx_engine.speculation import Checked, Speculator, speculator_for
 from mlx_serving.actors.generation.request import answer_limit, answer_of, is_prefill_only, prompt_of
 from mlx_serving.actors.messages.admission import SequenceOutput
@@ -193,7 +194,7 @@ class MlxEngine:
             self._decoding.drop()
             self._reuse.close()
             self._guiding.close()
-            del self._decoding, self._prompts, self._adapters, self._reuse, self._guiding
+            del self._decoding, self._prompts, self._adapters, self._reuse, self._guiding, self._chunks
         self._draft = None
         self._model = None
         mx.clear_cache()
@@ -228,10 +229,13 @@ class MlxEngine:
             rehearsal.rehearse(
                 batch,
                 rows,
-                lambda row: prefill.fill(model, row, row.unfilled, self._new_caches),
+                lambda row: prefill.fill(model, row, row.unfilled, self._new_caches, self._chunks),
                 self._record.vocab_size,
                 self._draft is not None,
             )
+            self._decoding.batch.cache.rehearse(self._slots)
+            if self._chunks is not None:
+                self._chunks.rehearse()
         except Exception:
             _log.exception("the rehearsal failed: the first requests may have to wait for kernels")
         mx.clear_cache()
@@ -248,6 +252,8 @@ class MlxEngine:
         )
         self._adapters = Adapters(self._model, self._find_adapter, self._settings.max_adapters)
         cache.presize(self._pool_bytes, self._settings.max_rows)
+        self._adapters.select([0])
+        self._chunks = chunk_program_for(self._model, cache)
         batch = Batch(cache, self._adapters)
         self._decoding = Decoding(
             batch, self._guiding, self._settings, self._clock, self._take, self._let_go, self._fail
@@ -260,7 +266,8 @@ class MlxEngine:
         budget = kv_budget(self._settings, weights, memory)
         kept = self._settings.prefix_cache.share_of(budget)
         self._limits = EngineLimits(self._slots, budget - kept, weights, memory)
-        self._reuse = reuse_for(self._record, self._settings, self._new_caches, kept)
+        capacity = capacity_for if self._chunks is not None else int
+        self._reuse = reuse_for(self._record, self._settings, self._new_caches, kept, capacity)
         self._prompts = Prompts(
             self._model,
             self._adapters,
@@ -270,6 +277,7 @@ class MlxEngine:
             self._fail,
             self._is_cleared,
             self._say_first,
+            self._chunks,
         )
 
     def _new_caches(self) -> Caches:
@@ -337,8 +345,8 @@ class MlxEngine:
         for row in [row for row in self._prompts.ready if is_prefill_only(row.sequence)]:
             self._prompts.ready.remove(row)
             try:
-                if not self._decoding.batch.rows and row.caches is not None:
-                    mx.eval(prompt_caches.states(row.caches))  # so that the account is true
+                if not self._decoding.batch.rows:
+                    self._prompts.settle([row])  # so that the account is true
             except Exception as error:
                 self._fail(row, error)
                 continue

@@ -9,9 +9,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import composed_attention, prefill
+from mlx_serving.actors.generation.mlx_engine import chunk_program, composed_attention, prefill
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.chunk_program import ChunkProgram
 from mlx_serving.actors.generation.mlx_engine.device import back_end
 from mlx_serving.actors.generation.mlx_engine.reuse import Reuse
 from mlx_serving.actors.generation.mlx_engine.row import Row
@@ -38,8 +39,10 @@ class Prompts:
         fail: Callable[[Row, Exception], None],
         is_cleared: Callable[[Row], bool],
         say_first: Callable[[Row, mx.array], None],
+        chunks: ChunkProgram | None = None,
     ) -> None:
         """`shares_passes`: several prompts may be padded into one pass, for all layers keep plain keys and values.
+        `chunks`: the model compiled for one row without an adapter, if that is possible.
         `is_cleared` puts a suspect row to the test. `say_first` draws a row's first token from the logits after its
         prompt, and waits for it."""
         self._model = composed_attention.around(model) if shares_passes else model
@@ -50,6 +53,7 @@ class Prompts:
         self._fail = fail
         self._is_cleared = is_cleared
         self._say_first = say_first
+        self._chunks = chunks
         self.waiting: deque[Row] = deque()
         self.filling: list[Row] = []
         self.ready: list[Row] = []
@@ -85,15 +89,22 @@ class Prompts:
         if is_idle and len(active) == 1 and self._may_say_first(active[0]):
             return self._fill_all(active[0])
         if is_alone:
-            # Nothing else bounds how far the host runs ahead.
-            mx.eval([prompt_caches.states(row.caches) for row in active if row.caches is not None])
+            self.settle(active)  # nothing else bounds how far the host runs ahead
         together = self._sharing(active, budget, is_alone)
         if len(together) > 1:
             return self._fill_together(together, budget)
         counts = prefill.shares([row.until_stop for row in active], budget)
+        if not is_alone:
+            counts = [self._in_one_pass(row, count) for row, count in zip(active, counts, strict=True)]
         for row, count in zip(active, counts, strict=True):
             self._fill(row, count)
         return sum(counts)
+
+    def settle(self, rows: Sequence[Row]) -> None:
+        """Wait until what was set going of these is computed."""
+        if self._chunks is not None:
+            self._chunks.wait()
+        mx.eval([prompt_caches.states(row.caches) for row in rows if row.caches is not None])
 
     @property
     def may_join(self) -> bool:
@@ -117,7 +128,7 @@ class Prompts:
     def _fill(self, row: Row, count: int) -> None:
         try:
             self._adapters.select([row.adapter])
-            prefill.fill(self._model, row, count, self._new_caches)
+            prefill.fill(self._model, row, count, self._new_caches, self._chunks_for(row))
             self._reuse.advance(row)
         except Exception as error:
             self._fail(row, error)
@@ -144,7 +155,7 @@ class Prompts:
         count = row.unfilled + 1
         try:
             self._adapters.select([row.adapter])
-            logits = prefill.fill_all(self._model, row, self._new_caches)
+            logits = prefill.fill_all(self._model, row, self._new_caches, self._chunks_for(row))
             self._reuse.advance(row)
             self._say_first(row, logits)
         except Exception as error:
@@ -155,6 +166,13 @@ class Prompts:
         if not row.is_gone:
             self.ready.append(row)
         return count
+
+    def _chunks_for(self, row: Row) -> ChunkProgram | None:
+        return self._chunks if not row.adapter else None
+
+    def _in_one_pass(self, row: Row, budget: int) -> int:
+        """How many of a budget of tokens go beside rows that decode, which every pass holds up."""
+        return chunk_program.within(budget, row.until_stop) if self._chunks_for(row) is not None else budget
 
     def _fill_together(self, rows: Sequence[Row], budget: int) -> int:
         width = max(row.unfilled for row in rows)

@@ -47,6 +47,10 @@ class RowsCache(Protocol):
         """Allocate memory for `rows` short rows ahead, at most so many bytes of it."""
         ...
 
+    def rehearse(self, rows: int) -> None:
+        """Have every pass compiled that up to so many rows need, if passes are; there are no rows."""
+        ...
+
     def join(self, added: Sequence[Caches]) -> Order:
         """Take rows in, each with the plain caches of its own, which it must not use any more."""
         ...
@@ -107,6 +111,9 @@ class MergedRows:
 
     def presize(self, most_bytes: int, rows: int) -> None:
         """Nothing: these caches are as long as their rows."""
+
+    def rehearse(self, rows: int) -> None:
+        """Nothing: no pass is compiled."""
 
     def join(self, added: Sequence[Caches]) -> Order:
         if not self._count and len(added) == 1:
