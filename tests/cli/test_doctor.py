@@ -99,6 +99,14 @@ def test_a_compiler_that_fails_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> 
     assert row.advice
 
 
+def test_without_a_compiler_compilation_counts_as_off_where_mlx_would_need_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert found(monkeypatch)["mx.compile"].fact.startswith("off: no g++ on the path")
+    assert found(monkeypatch, metal=True)["mx.compile"].fact == "works"
+
+
 def test_a_home_that_others_can_read_is_a_warning_with_the_remedy(home: Path) -> None:
     home.chmod(0o755)
     row = machine.home_folder(home)
