@@ -9,6 +9,8 @@ more rarely: sizes that are all alike do not tell beginning and tokens apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
 _START_TOKENS = 64
@@ -97,6 +99,12 @@ class PrefillPace:
         self._missed = 0
         self._patience = _FIRST_TRIAL
         self.budget = max(least, min(_START_TOKENS, most))
+
+    def expect(self, costs: Sequence[tuple[int, float]]) -> None:
+        """Chunks of so many tokens took so many seconds by themselves: then there is little to try out."""
+        for tokens, seconds in costs:
+            self._cost.add(tokens, seconds)
+        self._is_first, self._patience = False, _RAREST_TRIAL
 
     def observe(self, seconds: float, prefilled: int) -> None:
         """A step took so long, with so many prompt tokens in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -156,13 +157,14 @@ def test_a_device_on_which_it_fails_or_is_wrong_goes_without(monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("cuda")
-def test_rehearsing_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rehearsing_tells_what_chunks_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
     program = chunk_program_for(model, rows_for(model))
     assert isinstance(program, ChunkProgram)
     monkeypatch.setattr(chunk_program, "_REHEARSED_WIDTHS", (16, 32))
-    program.rehearse()
-    assert program._started is None
+    ticks = itertools.count()
+    costs = program.rehearse(lambda: float(next(ticks)))
+    assert costs == [(16, 1.0), (32, 1.0)] * 3
 
 
 def test_other_models_go_without() -> None:

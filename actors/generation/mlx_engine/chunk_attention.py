@@ -8,7 +8,8 @@ A warp takes 16 tokens of a head through the columns before and among them, 32 a
 "FlashAttention-2", 2023). Every thread reads from memory what it multiplies: of keys 16 bytes that lie side by side, in
 an order of K of its own; of values a part of a row as wide, whose elements belong to different tiles of the output. So
 nothing goes through shared memory, and what a thread has of the scores is what it needs of the weights. The warps of a
-block read the same keys and values at nearly the same time.
+block read the same keys and values at nearly the same time; where there are few, they divide the columns among
+themselves.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from mlx_serving.actors.generation.mlx_engine.kernel_dialects import CUDA
 TILE_TOKENS = 16
 """Chunks are a multiple of this."""
 _WARPS = 4
+_MANY_WARPS = 512
+"""So many occupy a large device; of fewer, all of a block take the same tokens, and a part of the columns each."""
 _HEAD_SIZES = (64, 128)
 
 _SOURCE = r"""
@@ -32,7 +35,7 @@ _SOURCE = r"""
     const int tokens = queries_shape[2], capacity = slab_keys_shape[2];
     const int lane = THREAD % 32, warp = THREAD / 32, quad = lane / 4, place = lane % 4;
     const int kv_head = GROUP.y, row = GROUP.z, kv_heads = GROUPS.y;
-    const int unit = int(GROUP.x) * WARPS + warp, g = unit % G, first = unit / G * 16;
+    const int unit = IS_SPLIT ? int(GROUP.x) : int(GROUP.x) * WARPS + warp, g = unit % G, first = unit / G * 16;
     if (first >= tokens) return;
 
     const int before = lengths[row], last = before + tokens - 1;
@@ -42,7 +45,7 @@ _SOURCE = r"""
     const T* new_keys = keys + head * tokens * D;
     const T* new_values = values + head * tokens * D;
 
-    if (g == 0) {
+    if (g == 0 && (!IS_SPLIT || warp == 0)) {
         for (int i = lane; i < 16 * D / 8; i += 32) {
             const int token = first + i / (D / 8), at = i % (D / 8) * 8;
             if (before + token >= capacity) break;
@@ -74,8 +77,8 @@ _SOURCE = r"""
         }
     }
 
-    const int end = before + first + 16;
-    for (int begin = 0; begin < end; begin += 8 * TILES) {
+    const int end = before + first + 16, stride = 8 * TILES * (IS_SPLIT ? WARPS : 1);
+    for (int begin = IS_SPLIT ? warp * 8 * TILES : 0; begin < end; begin += stride) {
         float scores[TILES][4];
         #pragma unroll
         for (int i = 0; i < TILES; ++i) {
@@ -100,12 +103,13 @@ _SOURCE = r"""
                 highest[e / 2] = max(highest[e / 2], scores[i][e]);
             }
         }
-        float kept[2];
+        float kept[2], base[2];
         #pragma unroll
         for (int h = 0; h < 2; ++h) {
             highest[h] = max(highest[h], LANE_XOR(highest[h], 1));
             highest[h] = max(highest[h], LANE_XOR(highest[h], 2));
-            kept[h] = EXP(most[h] - highest[h]);
+            base[h] = highest[h] == NEVER ? 0.0f : highest[h];
+            kept[h] = EXP(most[h] - base[h]);
             most[h] = highest[h];
             total[h] *= kept[h];
         }
@@ -113,7 +117,7 @@ _SOURCE = r"""
         for (int i = 0; i < TILES; ++i) {
             #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                scores[i][e] = EXP(scores[i][e] - most[e / 2]);
+                scores[i][e] = EXP(scores[i][e] - base[e / 2]);
                 total[e / 2] += scores[i][e];
             }
         }
@@ -156,6 +160,50 @@ _SOURCE = r"""
     for (int h = 0; h < 2; ++h) {
         total[h] += LANE_XOR(total[h], 1);
         total[h] += LANE_XOR(total[h], 2);
+    }
+    if constexpr (IS_SPLIT) {
+        SHARED float all_most[WARPS][2][32], all_total[WARPS][2][32], all_sums[WARPS][PARTS][8][4][32];
+        for (int h = 0; h < 2; ++h) {
+            all_most[warp][h][lane] = most[h];
+            all_total[warp][h][lane] = total[h];
+        }
+        #pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            #pragma unroll
+            for (int t = 0; t < 8; ++t) {
+                #pragma unroll
+                for (int e = 0; e < 4; ++e) all_sums[warp][part][t][e][lane] = sums[part][t][e];
+            }
+        }
+        BARRIER();
+        if (warp > 0) return;
+        float share[WARPS][2];
+        #pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float highest = most[h];
+            for (int w = 1; w < WARPS; ++w) highest = max(highest, all_most[w][h][lane]);
+            total[h] = 0.0f;
+            for (int w = 0; w < WARPS; ++w) {
+                share[w][h] = EXP(all_most[w][h][lane] - highest);
+                total[h] += share[w][h] * all_total[w][h][lane];
+            }
+        }
+        #pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+            #pragma unroll
+            for (int t = 0; t < 8; ++t) {
+                #pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    sums[part][t][e] *= share[0][e / 2];
+                    for (int w = 1; w < WARPS; ++w) {
+                        sums[part][t][e] += share[w][e / 2] * all_sums[w][part][t][e][lane];
+                    }
+                }
+            }
+        }
+    }
+    #pragma unroll
+    for (int h = 0; h < 2; ++h) {
         T* its_out = out + ((head * G + g) * tokens + first + quad + 8 * h) * D;
         #pragma unroll
         for (int part = 0; part < PARTS; ++part) {
@@ -207,6 +255,7 @@ def attend_in_place(
     if len(kinds) > 1 or queries.dtype not in tensor_cores.TYPES:
         raise ValueError(f"queries are {queries.dtype}, the slabs {slab_keys.dtype}; the kernel takes half precision")
     units = heads // kv_heads * (tokens // TILE_TOKENS)
+    is_split = rows * kv_heads * units < _MANY_WARPS
     (attended,) = _kernel()(
         inputs=[queries, keys, values, slab_keys, slab_values, lengths, mx.array([scale], dtype=mx.float32)],
         template=[
@@ -215,8 +264,9 @@ def attend_in_place(
             ("D", size),
             ("G", heads // kv_heads),
             ("WARPS", _WARPS),
+            ("IS_SPLIT", is_split),
         ],
-        grid=(-(-units // _WARPS) * 32 * _WARPS, kv_heads, rows),
+        grid=((units if is_split else -(-units // _WARPS)) * 32 * _WARPS, kv_heads, rows),
         threadgroup=(32 * _WARPS, 1, 1),
         output_shapes=[(rows, heads, tokens, size)],
         output_dtypes=[queries.dtype],

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import structlog
 
+from mlx_serving.actors.clock import Clock
 from mlx_serving.actors.generation.mlx_engine import attention_kernels, chunk_attention, tensor_cores
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
@@ -27,7 +28,7 @@ WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 _MOST_PADDED = 1.5
 """Places of a pass in units of its tokens, from which two passes take less time; small ones take the same."""
 _EASILY_PADDED = 128
-_REHEARSED_CAPACITIES, _REHEARSED_WIDTHS = (512, 2048), WIDTHS[:-2]
+_REHEARSED_CAPACITIES, _REHEARSED_WIDTHS, _ENDING_WIDTHS = (512, 2048, 8192), WIDTHS[:-2], WIDTHS[:2]
 
 
 def passes(tokens: int) -> list[int]:
@@ -82,17 +83,23 @@ class ChunkProgram:
         """The graph of the logits [1, vocabulary] after ids, at most as many as the greatest width."""
         return self._through(self._ending, ids, caches, room)[:, len(ids) - 1]
 
-    def rehearse(self) -> None:
-        """Have compiled what most prompts need."""
+    def rehearse(self, clock: Clock) -> list[tuple[int, float]]:
+        """Have compiled what most prompts need. Returns tokens of chunks, and how many seconds each took then."""
+        costs = []
         for capacity in _REHEARSED_CAPACITIES:
             caches = self.new_caches()
             for width in _REHEARSED_WIDTHS:
-                for cache in caches:
-                    cache.offset = 0
-                self.fill([0] * width, caches, capacity)
-                if width <= 2 * attention_kernels.MOST_TOKENS:
-                    mx.eval(self.fill_all([0] * width, caches, capacity))
-        self.wait()
+                for _ in range(2):
+                    for cache in caches:
+                        cache.offset = 0
+                    began = clock()
+                    self.fill([0] * width, caches, capacity)
+                    self.wait()
+                    seconds = clock() - began
+                costs.append((width, seconds))
+            for width in _ENDING_WIDTHS:
+                mx.eval(self.fill_all([0] * width, caches, capacity))
+        return costs
 
     def _through(self, step: Callable[..., mx.array], ids: Sequence[int], caches: Caches, room: int) -> mx.array:
         width = min(width for width in WIDTHS if width >= len(ids))

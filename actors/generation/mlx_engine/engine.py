@@ -235,7 +235,7 @@ class MlxEngine:
             )
             self._decoding.batch.cache.rehearse(self._slots)
             if self._chunks is not None:
-                self._chunks.rehearse()
+                self._decoding.pace.expect(self._chunks.rehearse(self._clock))
         except Exception:
             _log.exception("the rehearsal failed: the first requests may have to wait for kernels")
         mx.clear_cache()
@@ -266,7 +266,7 @@ class MlxEngine:
         budget = kv_budget(self._settings, weights, memory)
         kept = self._settings.prefix_cache.share_of(budget)
         self._limits = EngineLimits(self._slots, budget - kept, weights, memory)
-        capacity = capacity_for if self._chunks is not None else int
+        capacity = capacity_for if self._chunks is not None else None
         self._reuse = reuse_for(self._record, self._settings, self._new_caches, kept, capacity)
         self._prompts = Prompts(
             self._model,
@@ -357,7 +357,8 @@ class MlxEngine:
     def _decode(self, prefilled: int) -> int:
         """One decode step. Returns the number of tokens read."""
         try:
-            joining = self._prompts.take_ready(self._slots - len(self._decoding.batch.rows))
+            decoding = len(self._decoding.batch.rows)
+            joining = self._prompts.take_ready(self._slots - decoding, is_alone=not decoding)
             return self._decoding.step(joining, prefilled)
         except Exception as error:
             self._recover(error)

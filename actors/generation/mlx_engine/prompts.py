@@ -57,6 +57,8 @@ class Prompts:
         self.waiting: deque[Row] = deque()
         self.filling: list[Row] = []
         self.ready: list[Row] = []
+        self._just_ready: list[Row] = []
+        """In this step."""
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.filling or self.ready)
@@ -65,6 +67,7 @@ class Prompts:
         self.waiting.clear()
         self.filling.clear()
         self.ready.clear()
+        self._just_ready.clear()
 
     def admit(self, most: int, room: int, is_busy: bool) -> None:
         """Begin as many prompts as may be prefilled side by side, in order, but for those that had better wait.
@@ -111,9 +114,12 @@ class Prompts:
         """Whether some row could join the batch now."""
         return any(map(_may_join, self.ready))
 
-    def take_ready(self, room: int) -> list[Row]:
-        """Rows that join the batch now."""
-        joining = list(filter(_may_join, self.ready))[: max(0, room)]
+    def take_ready(self, room: int, is_alone: bool) -> list[Row]:
+        """Rows that join the batch now. While others decode (not `is_alone`), those whose last chunk was set going in
+        this step join in the next one: a step is not to be held up by both."""
+        just_ready, self._just_ready = self._just_ready, []
+        rows = self.ready if is_alone else [row for row in self.ready if row not in just_ready]
+        joining = list(filter(_may_join, rows))[: max(0, room)]
         if joining:
             self.ready = [row for row in self.ready if row not in joining]
         return joining
@@ -155,9 +161,8 @@ class Prompts:
         count = row.unfilled + 1
         try:
             self._adapters.select([row.adapter])
-            logits = prefill.fill_all(self._model, row, self._new_caches, self._chunks_for(row))
+            self._say_first(row, prefill.fill_all(self._model, row, self._new_caches, self._chunks_for(row)))
             self._reuse.advance(row)
-            self._say_first(row, logits)
         except Exception as error:
             self._fail(row, error)
             return count
@@ -196,6 +201,7 @@ class Prompts:
         self.filling.remove(row)
         if not row.is_suspect or self._is_cleared(row):
             self.ready.append(row)
+            self._just_ready.append(row)
 
     def _forget_gone(self) -> None:
         self.waiting = deque(row for row in self.waiting if not row.is_gone)

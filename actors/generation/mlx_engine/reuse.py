@@ -13,7 +13,7 @@ import structlog
 from mlx_serving.actors.generation.engine import HeldPrefixes
 from mlx_serving.actors.generation.mlx_engine.cache_parts import CacheParts
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
-from mlx_serving.actors.generation.mlx_engine.prefix_cache import PrefixCache
+from mlx_serving.actors.generation.mlx_engine.prefix_cache import Hit, PrefixCache
 from mlx_serving.actors.generation.mlx_engine.row import Row
 from mlx_serving.actors.generation.prefix.disk import DiskTier
 from mlx_serving.actors.messages.values import CacheStats, CacheTier
@@ -31,7 +31,7 @@ def reuse_for(
     settings: Generation,
     new_caches: Callable[[], Caches],
     limit_bytes: int,
-    capacity: Callable[[int], int],
+    capacity: Callable[[int], int] | None = None,
 ) -> Reuse:
     """With a prefix cache of `limit_bytes`, unless that is 0 or the model's caches are of no known kind.
 
@@ -61,10 +61,10 @@ class Reuse:
         cache: PrefixCache | None,
         base: bytes = b"",
         block_tokens: int = 1,
-        capacity: Callable[[int], int] = lambda tokens: tokens,
+        capacity: Callable[[int], int] | None = None,
     ) -> None:
-        """Namespaces begin from `base`; `capacity`: what caches had better have room for that are to hold so many
-        tokens."""
+        """Namespaces begin from `base`. `capacity`: where prompts are written to caches in place, what these have room
+        for that are to hold so many tokens."""
         self._cache = cache
         self._base = base
         self._block_tokens = block_tokens
@@ -101,7 +101,7 @@ class Reuse:
                 return
             hit = cache.lookup(row.namespace, row.ids, prefetch) if not row.is_suspect else None
             if hit is not None:
-                row.caches, row.filled = hit.caches(room=self._capacity(len(row.ids) + 1)), hit.tokens
+                row.caches, row.filled = self._caches_of(hit, len(row.ids) + 1), hit.tokens
                 row.cached_tokens = min(hit.tokens, row.prompt_tokens)
                 row.kept = hit.tokens
             row.stops = cache.checkpoint_offsets(row.sequence.segments, row.filled, end)
@@ -178,6 +178,9 @@ class Reuse:
     def close(self) -> None:
         if self._cache is not None:
             self._cache.close()
+
+    def _caches_of(self, hit: Hit, tokens: int) -> Caches:
+        return hit.caches(tokens) if self._capacity is None else hit.caches(self._capacity(tokens), in_one=True)
 
     @contextmanager
     def _unless_it_fails(self) -> Iterator[PrefixCache | None]:

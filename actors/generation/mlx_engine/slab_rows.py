@@ -1,11 +1,12 @@
 """Rows in slabs, in groups by length: a long row makes no short one pay, in memory or in time.
 
 A group's capacity is one of a geometric series; a row that fills its group moves to the next one, which copies
-that row alone. The rows of a batch are those of the first group, then those of the second, and so on.
+that row alone. The rows of a batch are those of the first group, then those of the next longer one, and so on.
 """
 
 from __future__ import annotations
 
+import bisect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -216,9 +217,8 @@ class SlabRows:
             return self.fresh()
         for group in self._groups:
             group.lengths = []
-        self._groups.sort(key=lambda group: group.nbytes)
         while self.nbytes > most_bytes:
-            self._groups.pop()
+            self._groups.remove(max(self._groups, key=lambda group: group.nbytes))
         return self
 
     def presize(self, most_bytes: int, rows: int) -> None:
@@ -341,7 +341,8 @@ class SlabRows:
             if group.capacity == capacity:
                 return group
         group = SlabGroup(capacity, self._form, self.templates)
-        self._groups.append(group)
+        # In one order: passes over the same groups are the same to what compiles them.
+        bisect.insort(self._groups, group, key=lambda each: each.capacity)
         return group
 
     def _find(self, index: int) -> tuple[SlabGroup, int]:

@@ -70,19 +70,27 @@ def wide(array: mx.array) -> Any:
     return np.array(array.astype(mx.float32)).astype(np.float64)
 
 
+@pytest.mark.parametrize("many_warps", [0, 512], ids=["a warp alone", "columns divided"])
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 @pytest.mark.parametrize(
     ("lengths", "tokens", "share", "size"),
     [
         pytest.param((0,), 16, 1, 64, id="the beginning of a prompt"),
         pytest.param((37, 0, 64), 48, 3, 64, id="rows of different lengths, heads that share keys"),
-        pytest.param((5,), 32, 7, 128, id="heads of 128"),
+        pytest.param((150,), 32, 7, 128, id="heads of 128"),
     ],
 )
 def test_a_chunk_attends_to_what_is_before_each_token_and_is_written(
-    lengths: tuple[int, ...], tokens: int, share: int, size: int, dtype: mx.Dtype
+    monkeypatch: pytest.MonkeyPatch,
+    lengths: tuple[int, ...],
+    tokens: int,
+    share: int,
+    size: int,
+    dtype: mx.Dtype,
+    many_warps: int,
 ) -> None:
-    chunk = Chunk(lengths, tokens, share, size, dtype, capacity=128)
+    monkeypatch.setattr(chunk_attention, "_MANY_WARPS", many_warps)
+    chunk = Chunk(lengths, tokens, share, size, dtype, capacity=192)
     expected = [chunk.expected(row) for row in range(len(lengths))]
     slabs = chunk.before
     found = chunk.attend()

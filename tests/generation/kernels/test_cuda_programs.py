@@ -130,7 +130,7 @@ def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
     kinds = [*[(dtype, 4)] * 5, (mx.int32, 1), (mx.float32, 1)]
     assert compiled(parts.text(kinds, constants, [mx.float32, mx.float32]), "sm_80")
     chunk = Program("name", inputs, ["out"], chunk_attention._SOURCE, CUDA.header + tensor_cores.FUNCTIONS, "sm_80")
-    template = [("T", dtype), ("HALF", dtype == mx.float16), ("D", 128), ("G", 4), ("WARPS", 4)]
+    template = [("T", dtype), ("HALF", dtype == mx.float16), ("D", 128), ("G", 4), ("WARPS", 4), ("IS_SPLIT", True)]
     assert compiled(chunk.text(kinds, template, [dtype]), "sm_80")
     join = Program("name", ["sums", "stats"], ["out"], attention_kernels._JOIN, CUDA.header, "sm_80")
     assert compiled(join.text([(mx.float32, 4), (mx.float32, 4)], constants[:2], [dtype]), "sm_80")
