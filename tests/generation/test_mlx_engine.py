@@ -168,7 +168,7 @@ def test_a_row_joins_others_in_the_step_after_its_last_chunk(tiny: MlxEngine, ex
     running = driver.submit(PROMPTS[0], stopping=Stopping(max_tokens=40, ignore_eos=True))
     driver.run_until(running, 2)
     joining = driver.submit(PROMPTS[1])
-    rows = []
+    rows: list[tuple[int, int]] = []
     while len(rows) < 3:
         report = driver.step()
         rows.append((report.prefill_tokens, len(tiny._decoding.batch.rows)))
