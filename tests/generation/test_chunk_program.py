@@ -17,7 +17,7 @@ from mlx_lm.models.cache import KVCache
 from support.gpu_kernels import HAS_COMPILER
 from support.shims import Shims, forget
 
-from mlx_serving.actors.generation.mlx_engine import chunk_attention, chunk_program
+from mlx_serving.actors.generation.mlx_engine import attention_kernels, chunk_attention, chunk_program
 from mlx_serving.actors.generation.mlx_engine.chunk_program import (
     WIDTHS,
     ChunkProgram,
@@ -25,6 +25,7 @@ from mlx_serving.actors.generation.mlx_engine.chunk_program import (
     passes,
     within,
 )
+from mlx_serving.actors.generation.mlx_engine.slab_pass import InPlace
 from mlx_serving.actors.generation.mlx_engine.slab_rows import SlabRows, rows_cache_for
 
 MODEL = {
@@ -137,7 +138,9 @@ def test_it_goes_on_behind_a_cached_prefix_and_joins_rows_that_decode() -> None:
 def test_rows_of_several_groups_are_made_up_to_what_is_compiled() -> None:
     model = small_model()
     rows = rows_for(model)
+    rows.presize(1 << 20, 3)
     rows.rehearse(3)
+    assert not rows.lengths
     prompts = [[4, 5, 6], [(3 * place) % 64 for place in range(530)], [1, 2]]
     order = rows.join([reference(model, ids)[1] for ids in prompts])
     found = wide(rows.forward(mx.array([[prompts[row][-1]] for row in order])))[:, -1]
@@ -171,3 +174,16 @@ def test_other_models_go_without() -> None:
     model = small_model()
     rows, _ = rows_cache_for(model)
     assert chunk_program_for(model, rows) is None
+
+
+def test_what_is_held_at_rest_is_slabs_of_short_rows_first() -> None:
+    model = small_model()
+    rows, _ = rows_cache_for(model)
+    assert isinstance(rows, SlabRows)
+    rows.program.kernel = InPlace(attention_kernels.attend_in_place, 16)
+    rows.presize(1 << 30, 4)
+    short = rows.nbytes
+    rows.join([reference(model, [(3 * place) % 64 for place in range(count)])[1] for count in (5, 600)])
+    assert rows.nbytes > short
+    rest = rows.emptied(rows.nbytes - 1)
+    assert (rest.nbytes, rest.lengths) == (short, [])

@@ -97,7 +97,7 @@ class SlabGroup:
         self._templates = templates
         self.lengths: list[int] = []
         self.layers: list[LayerSlab] = []
-        self._slots = 0
+        self.slots = 0
         self.form = form
 
     @property
@@ -113,7 +113,7 @@ class SlabGroup:
 
     def allocate(self, slots: int) -> None:
         """Slabs with so many slots, while there are none yet."""
-        self._slots = slots
+        self.slots = slots
         self.layers = [LayerSlab.empty(like, slots, self.capacity) for like in self._templates]
 
     def make_room(self, rows: int) -> None:
@@ -121,15 +121,15 @@ class SlabGroup:
         needed = len(self.lengths) + rows
         if not self.layers:
             self.allocate(1 << (needed - 1).bit_length())
-        elif needed > self._slots:
-            self._slots = 1 << (needed - 1).bit_length()
+        elif needed > self.slots:
+            self.slots = 1 << (needed - 1).bit_length()
             for layer in self.layers:
-                layer.grow(self._slots)
+                layer.grow(self.slots)
 
     def add(self, caches: Caches, length: int) -> None:
         """Copy one row in, behind the others. The first one's caches become the slabs, if they have their form."""
         if not self.layers and all(_is_slab(cache, self.capacity) for cache in caches):
-            self._slots = 1
+            self.slots = 1
             self.layers = [LayerSlab(cache.keys, cache.values) for cache in caches]
             self.lengths.append(length)
             return

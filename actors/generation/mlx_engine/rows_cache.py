@@ -21,6 +21,11 @@ class RowsCache(Protocol):
     """Whether a pass may take several tokens a row and some of them be dropped again."""
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether passes are, each for slabs of one size."""
+        ...
+
+    @property
     def writes_in_place(self) -> bool:
         """Whether a step may be set going while another is in flight without any copy."""
         ...
@@ -91,6 +96,7 @@ class MergedRows:
     """mlx-lm's batched caches, for models of which some layer keeps more or less than all keys and values."""
 
     can_roll_back = False
+    is_compiled = False
     writes_in_place = False
     widest = 1
 

@@ -197,6 +197,10 @@ class SlabRows:
         self._groups: list[SlabGroup] = []
 
     @property
+    def is_compiled(self) -> bool:
+        return self.program.is_compiled
+
+    @property
     def writes_in_place(self) -> bool:
         return self.program.kernel is not None
 
@@ -218,7 +222,7 @@ class SlabRows:
         for group in self._groups:
             group.lengths = []
         while self.nbytes > most_bytes:
-            self._groups.remove(max(self._groups, key=lambda group: group.nbytes))
+            self._groups.pop()
         return self
 
     def presize(self, most_bytes: int, rows: int) -> None:
@@ -236,18 +240,20 @@ class SlabRows:
             self._groups = [group]
 
     def rehearse(self, rows: int) -> None:
-        if not self.program.is_compiled:
+        """With the slabs that there are."""
+        if not self.is_compiled or not self._groups:
             return
-        most = padded_rows(rows)
-        short = self._group(SMALLEST_CAPACITY)
-        short.make_room(rows)
-        for longer in ((), *((self._lone(capacity),) for capacity in _REHEARSED_CAPACITIES)):
-            for count in (each for each in COMPILED_ROWS if each <= most):
-                short.lengths = [0] * min(rows, count)
-                groups = [short, *longer]
-                tokens = mx.zeros((sum(len(group.lengths) for group in groups), 1), dtype=mx.int32)
-                mx.eval(self.program(tokens, groups, is_plain=True))
-        short.lengths = []
+        short = self._groups[0]
+        counts = [count for count in COMPILED_ROWS if count <= padded_rows(rows) and min(rows, count) <= short.slots]
+        try:
+            for longer in ((), *((self._lone(capacity),) for capacity in _REHEARSED_CAPACITIES)):
+                for count in counts:
+                    short.lengths = [0] * min(rows, count)
+                    groups = [short, *longer]
+                    tokens = mx.zeros((sum(len(group.lengths) for group in groups), 1), dtype=mx.int32)
+                    mx.eval(self.program(tokens, groups, is_plain=True))
+        finally:
+            short.lengths = []
 
     def _lone(self, capacity: int) -> SlabGroup:
         """A group of one row without tokens."""
