@@ -77,7 +77,7 @@ def read_samples(path: Path, tensors: Iterable[StoredTensor], header_bytes: int)
 
 
 def _broken(path: Path, what: str) -> ModelLoadFailed:
-    return ModelLoadFailed(f"{path} cannot be used: {what}. Remove the model and pull or import it again")
+    return ModelLoadFailed(f"{path} cannot be used: {what}. Remove it and pull, import or add it again")
 
 
 def _tensors(path: Path, raw: bytes, data_bytes: int) -> list[StoredTensor]:

@@ -176,7 +176,7 @@ def test_weights_cut_short_are_refused(tiny_folder: Path, cut: float) -> None:
     data = (tiny_folder / "model.safetensors").read_bytes()
     path = tiny_folder.parent / "cut.safetensors"
     path.write_bytes(data[: int(cut * len(data))])
-    with pytest.raises(ModelLoadFailed, match=r"cut\.safetensors.*pull or import it again"):
+    with pytest.raises(ModelLoadFailed, match=r"cut\.safetensors.*pull, import or add it again"):
         read_header(path)
 
 
