@@ -51,11 +51,12 @@ def test_passes_take_every_token_and_few_places_more(tokens: int) -> None:
     assert places <= 1.5 * tokens + 128
 
 
-@given(st.integers(1, 4096), st.integers(1, 4096))
-def test_a_pass_beside_rows_that_decode_takes_at_least_half_of_its_budget(budget: int, tokens: int) -> None:
+@given(st.integers(1, 4096), st.integers(0, 4096))
+def test_a_pass_beside_rows_that_decode_takes_half_of_what_it_may_or_more(budget: int, tokens: int) -> None:
     count = within(budget, tokens)
-    assert count <= budget
-    assert count == tokens or 2 * count > budget or budget < WIDTHS[0] or count == WIDTHS[-1]
+    assert passes(count) == ([count] if count else [])
+    assert 2 * count >= min(budget, tokens, 2 * WIDTHS[-1])
+    assert count <= min(budget, tokens)
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_rows_of_several_groups_are_made_up_to_what_is_compiled() -> None:
     model = small_model()
     rows = rows_for(model)
     rows.presize(1 << 20, 3)
-    rows.rehearse(3)
+    rows.rehearse(3, 4096)
     assert not rows.lengths
     prompts = [[4, 5, 6], [(3 * place) % 64 for place in range(530)], [1, 2]]
     order = rows.join([reference(model, ids)[1] for ids in prompts])
@@ -153,7 +154,9 @@ def test_rows_of_several_groups_are_made_up_to_what_is_compiled() -> None:
 def test_a_device_on_which_it_fails_or_is_wrong_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
     rows = rows_for(model)
-    for source in ("this is no kernel", chunk_attention._SOURCE.replace("* scale[0]", "")):
+    blind = chunk_attention._SOURCE.replace("column < before ? old_", "false ? old_")
+    for source in ("this is no kernel", chunk_attention._SOURCE.replace("* scale[0]", ""), blind):
+        assert source != chunk_attention._SOURCE
         chunk_attention._kernel.cache_clear()
         monkeypatch.setattr(chunk_attention, "_SOURCE", source)
         assert chunk_program_for(model, rows) is None
@@ -166,8 +169,8 @@ def test_rehearsing_tells_what_chunks_cost(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(program, ChunkProgram)
     monkeypatch.setattr(chunk_program, "_REHEARSED_WIDTHS", (16, 32))
     ticks = itertools.count()
-    costs = program.rehearse(lambda: float(next(ticks)))
-    assert costs == [(16, 1.0), (32, 1.0)] * 3
+    costs = program.rehearse(lambda: float(next(ticks)), 1000)
+    assert costs == [(16, 1.0), (32, 1.0)] * 2
 
 
 def test_other_models_go_without() -> None:

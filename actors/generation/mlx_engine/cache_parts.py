@@ -120,14 +120,10 @@ class CacheParts:
         if in_one and spans and len(packed) == len(spans):
             whole = _joined(packed, spans[-1].stop, room)
             for place, i in enumerate(self._plain):
-                caches[i].keys, caches[i].values = (
-                    whole[2 * place : 2 * place + 1],
-                    whole[2 * place + 1 : 2 * place + 2],
-                )
+                caches[i].keys, caches[i].values = (whole[at : at + 1] for at in (2 * place, 2 * place + 1))
                 caches[i].offset = spans[-1].stop
-            spans = []
-        for place, i in enumerate(self._plain):
-            if spans:
+        elif spans:
+            for place, i in enumerate(self._plain):
                 _fill(caches[i], [_of(span, place) for span in spans], spans[-1].stop, room)
         for place, i in enumerate(self._others):
             assert snapshot is not None
@@ -171,7 +167,7 @@ def _cut_out(span: Span[KvBlock], array: mx.array) -> mx.array:
 
 
 def _fill(cache: Any, parts: Sequence[tuple[mx.array, ...]], tokens: int, room: int) -> None:
-    """So that the cache need not be copied to grow."""
+    """With the parts of each of its arrays, which follow each other up to `tokens`, and room for `room` in all."""
     joined = [_joined(side, tokens, room) for side in zip(*parts, strict=True)]
     half = len(joined) // 2
     cache.keys, cache.values = (joined[0], joined[1]) if half == 1 else (tuple(joined[:half]), tuple(joined[half:]))

@@ -20,7 +20,8 @@ from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
 from mlx_serving.actors.generation.mlx_engine.slab_pass import InPlacePass
-from mlx_serving.actors.generation.mlx_engine.slab_rows import CurrentPass, SlabLayer, SlabRows, agree, capacity_for
+from mlx_serving.actors.generation.mlx_engine.slab_program import CurrentPass, SlabLayer
+from mlx_serving.actors.generation.mlx_engine.slab_rows import SlabRows, agree, capacity_for, rehearsed_capacities
 
 _log = structlog.get_logger(actor="engine")
 
@@ -28,7 +29,8 @@ WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 _MOST_PADDED = 1.5
 """Places of a pass in units of its tokens, from which two passes take less time; small ones take the same."""
 _EASILY_PADDED = 128
-_REHEARSED_CAPACITIES, _REHEARSED_WIDTHS, _ENDING_WIDTHS = (512, 2048, 8192), WIDTHS[:-2], WIDTHS[:2]
+_REHEARSED_WIDTHS, _REHEARSED_ENDINGS = WIDTHS[:-2], WIDTHS[:2]
+"""Of chunks beside rows that decode, and of what is left behind a cached prefix."""
 
 
 def passes(tokens: int) -> list[int]:
@@ -46,7 +48,8 @@ def passes(tokens: int) -> list[int]:
 
 def within(budget: int, tokens: int) -> int:
     """How many of a prompt's tokens go in one pass beside rows that decode."""
-    return tokens if tokens <= budget else max((width for width in WIDTHS if width <= budget), default=budget)
+    count = min(budget, tokens)
+    return passes(count)[0] if count else 0
 
 
 class ChunkProgram:
@@ -69,8 +72,9 @@ class ChunkProgram:
     def fill(self, ids: Sequence[int], caches: Caches, room: int) -> None:
         """Set ids going through the model. The caches get room for `room` tokens in all, if they have not."""
         for count in passes(len(ids)):
-            self._started = self._through(self._filling, ids[:count], caches, room)
-            prompt_caches.start([self._started])
+            found = self._through(self._filling, ids[:count], caches, room)
+            prompt_caches.start([found])
+            self._started = found
             ids = ids[count:]
 
     def wait(self) -> None:
@@ -83,10 +87,11 @@ class ChunkProgram:
         """The graph of the logits [1, vocabulary] after ids, at most as many as the greatest width."""
         return self._through(self._ending, ids, caches, room)[:, len(ids) - 1]
 
-    def rehearse(self, clock: Clock) -> list[tuple[int, float]]:
-        """Have compiled what most prompts need. Returns tokens of chunks, and how many seconds each took then."""
+    def rehearse(self, clock: Clock, longest: int) -> list[tuple[int, float]]:
+        """Have compiled what most prompts need, of up to `longest` tokens. Returns tokens of chunks, and how many
+        seconds each took then."""
         costs = []
-        for capacity in _REHEARSED_CAPACITIES:
+        for capacity in rehearsed_capacities(longest):
             caches = self.new_caches()
             for width in _REHEARSED_WIDTHS:
                 for _ in range(2):
@@ -97,7 +102,7 @@ class ChunkProgram:
                     self.wait()
                     seconds = clock() - began
                 costs.append((width, seconds))
-            for width in _ENDING_WIDTHS:
+            for width in _REHEARSED_ENDINGS:
                 mx.eval(self.fill_all([0] * width, caches, capacity))
         return costs
 
@@ -164,22 +169,24 @@ def chunk_program_for(model: Any, rows: RowsCache) -> ChunkProgram | None:
     ):
         return None
     sides = [side for cache in rows.templates for side in (cache.keys, cache.values)]
-    takes_few = rows.program.widest >= chunk_attention.TILE_TOKENS
     is_half = all(side.dtype in tensor_cores.TYPES for side in sides)
-    if not takes_few or not is_half or not chunk_attention.suits({side.shape[3] for side in sides}):
+    if not is_half or not chunk_attention.suits({side.shape[3] for side in sides}):
         return None
     program = ChunkProgram(model, rows.templates)
     return program if _agrees(program, model) else None
 
 
 def _agrees(program: ChunkProgram, model: Any) -> bool:
-    """Whether a prompt of which either kernel takes a part ends in the same logits as by the model itself."""
-    ids = [1 + place % 5 for place in range(chunk_attention.TILE_TOKENS + 5)]
+    """Whether a prompt of which either kernel takes parts, before and behind others, ends in the same logits as by the
+    model itself."""
+    ids = [1 + place % 5 for place in range(3 * chunk_attention.TILE_TOKENS)]
+    first, second = chunk_attention.TILE_TOKENS + 4, 2 * chunk_attention.TILE_TOKENS + 8
     expected = model(mx.array([ids], dtype=mx.int32), cache=program.new_caches())[:, -1]
     try:
         caches = program.new_caches()
-        program.fill(ids[:-2], caches, len(ids))
-        found = program.fill_all(ids[-2:], caches, len(ids))
+        program.fill(ids[:first], caches, len(ids))
+        program.fill(ids[first:second], caches, len(ids))
+        found = program.fill_all(ids[second:], caches, len(ids))
         return agree(found, expected)
     except Exception as error:  # a kernel that does not compile
         _log.warning("prompts are not compiled", reason=f"{type(error).__name__}: {error}")

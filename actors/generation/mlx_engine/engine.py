@@ -236,9 +236,10 @@ class MlxEngine:
                 self._record.vocab_size,
                 self._draft is not None,
             )
-            self._decoding.batch.cache.rehearse(self._slots)
+            longest = self._record.context_length
+            self._decoding.batch.cache.rehearse(self._slots, longest)
             if self._chunks is not None:
-                self._decoding.pace.expect(self._chunks.rehearse(self._clock))
+                self._decoding.pace.expect(self._chunks.rehearse(self._clock, longest))
         except Exception:
             _log.exception("the rehearsal failed: the first requests may have to wait for kernels")
         mx.clear_cache()

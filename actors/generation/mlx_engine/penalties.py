@@ -167,7 +167,7 @@ class Adjustments:
         for place, (parameters, history) in enumerate(self.rows):
             if _is_penal(parameters):
                 own = slice(place, place + 1)  # by a number alone MLX gathers, which CUDA first compiles for seconds
-                history.store(self.counts[own].squeeze(0), self.seen[own].squeeze(0))
+                history.store(*(mx.contiguous(each[own].squeeze(0)) for each in (self.counts, self.seen)))
 
     def _prepare(self, vocab_size: int) -> None:
         if self.bias is None and any(parameters.logit_bias for parameters, _ in self.rows):

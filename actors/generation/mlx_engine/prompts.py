@@ -58,7 +58,7 @@ class Prompts:
         self.filling: list[Row] = []
         self.ready: list[Row] = []
         self._just_ready: list[Row] = []
-        """In this step."""
+        """Those whose last chunk was set going in this step."""
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.filling or self.ready)
@@ -91,8 +91,8 @@ class Prompts:
         active = [row for row in self.filling if not row.is_paused]
         if is_idle and len(active) == 1 and self._may_say_first(active[0]):
             return self._fill_all(active[0])
-        if is_alone:
-            self.settle(active)  # nothing else bounds how far the host runs ahead
+        if is_alone and not self._is_settled(active):
+            return 0
         together = self._sharing(active, budget, is_alone)
         if len(together) > 1:
             return self._fill_together(together, budget)
@@ -102,6 +102,16 @@ class Prompts:
         for row, count in zip(active, counts, strict=True):
             self._fill(row, count)
         return sum(counts)
+
+    def _is_settled(self, rows: Sequence[Row]) -> bool:
+        """Wait for what is in flight: nothing else bounds how far the host runs ahead. A failure is that of all."""
+        try:
+            self.settle(rows)
+        except Exception as error:
+            for row in rows:
+                self._fail(row, error)
+            return False
+        return True
 
     def settle(self, rows: Sequence[Row]) -> None:
         """Wait until what was set going of these is computed."""

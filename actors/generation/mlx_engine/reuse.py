@@ -63,8 +63,8 @@ class Reuse:
         block_tokens: int = 1,
         capacity: Callable[[int], int] | None = None,
     ) -> None:
-        """Namespaces begin from `base`. `capacity`: where prompts are written to caches in place, what these have room
-        for that are to hold so many tokens."""
+        """Namespaces begin from `base`. `capacity`: where prompts of rows without an adapter are written to caches in
+        place, what these have room for that are to hold so many tokens."""
         self._cache = cache
         self._base = base
         self._block_tokens = block_tokens
@@ -101,7 +101,7 @@ class Reuse:
                 return
             hit = cache.lookup(row.namespace, row.ids, prefetch) if not row.is_suspect else None
             if hit is not None:
-                row.caches, row.filled = self._caches_of(hit, len(row.ids) + 1), hit.tokens
+                row.caches, row.filled = self._caches_of(hit, row), hit.tokens
                 row.cached_tokens = min(hit.tokens, row.prompt_tokens)
                 row.kept = hit.tokens
             row.stops = cache.checkpoint_offsets(row.sequence.segments, row.filled, end)
@@ -179,8 +179,11 @@ class Reuse:
         if self._cache is not None:
             self._cache.close()
 
-    def _caches_of(self, hit: Hit, tokens: int) -> Caches:
-        return hit.caches(tokens) if self._capacity is None else hit.caches(self._capacity(tokens), in_one=True)
+    def _caches_of(self, hit: Hit, row: Row) -> Caches:
+        tokens = len(row.ids) + 1
+        if self._capacity is None or row.adapter:
+            return hit.caches(tokens)
+        return hit.caches(self._capacity(tokens), in_one=True)
 
     @contextmanager
     def _unless_it_fails(self) -> Iterator[PrefixCache | None]:

@@ -96,6 +96,6 @@ class Row:
     def restart(self) -> None:
         """Compute everything again from the ids: what the caches held is lost."""
         self.caches = None
-        self.filled = 0
+        self.filled = self.kept = 0
         self.is_suspect = True
         self.sampling.rewind(self.ids[self.prompt_tokens :])

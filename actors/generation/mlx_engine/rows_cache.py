@@ -52,8 +52,9 @@ class RowsCache(Protocol):
         """Allocate memory for `rows` short rows ahead, at most so many bytes of it."""
         ...
 
-    def rehearse(self, rows: int) -> None:
-        """Have every pass compiled that up to so many rows need, if passes are; there are no rows."""
+    def rehearse(self, rows: int, longest: int) -> None:
+        """Have passes compiled, if they are, that up to so many rows need, alone and beside one of up to `longest`
+        tokens; there are no rows."""
         ...
 
     def join(self, added: Sequence[Caches]) -> Order:
@@ -118,7 +119,7 @@ class MergedRows:
     def presize(self, most_bytes: int, rows: int) -> None:
         """Nothing: these caches are as long as their rows."""
 
-    def rehearse(self, rows: int) -> None:
+    def rehearse(self, rows: int, longest: int) -> None:
         """Nothing: no pass is compiled."""
 
     def join(self, added: Sequence[Caches]) -> Order:

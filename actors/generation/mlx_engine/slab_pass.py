@@ -70,6 +70,8 @@ class InPlace:
 
     attend: Callable[..., mx.array]
     most_tokens: int
+    takes_slotless_rows: bool = False
+    """Whether there may be more rows than slots, of which nothing is kept."""
     stack: DecoderStack | None = None
     """All layers of the model in one operation, while it `holds`."""
 
@@ -79,10 +81,10 @@ def in_place_kernel(model: Any, head_sizes: set[int], setting: str) -> InPlace |
     if len(head_sizes) != 1 or setting == "off":
         return None
     if attention_kernels.suits(head_sizes, setting):
-        return InPlace(attention_kernels.attend_in_place, attention_kernels.MOST_TOKENS)
+        return InPlace(attention_kernels.attend_in_place, attention_kernels.MOST_TOKENS, takes_slotless_rows=True)
     if is_cpu() and kernels.choice.choice == "native" and not any(size % 16 for size in head_sizes):
         stack = DecoderStack(model) if can_stack(model) else None
-        return InPlace(kernels.operations.attend_in_place, _MOST_TOKENS, stack)
+        return InPlace(kernels.operations.attend_in_place, _MOST_TOKENS, stack=stack)
     return None
 
 

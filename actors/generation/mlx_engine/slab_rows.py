@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -19,28 +19,19 @@ from mlx_lm.models.cache import KVCache
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.generation.mlx_engine import attention_kernels
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine.attention import AttendingCache, redirect_attention
+from mlx_serving.actors.generation.mlx_engine.attention import redirect_attention
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat
 from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.actors.generation.mlx_engine.rows_cache import MergedRows, Order, RowsCache
-from mlx_serving.actors.generation.mlx_engine.slab_pass import (
-    CopyingPass,
-    GroupPass,
-    InPlace,
-    InPlacePass,
-    in_place_kernel,
-)
+from mlx_serving.actors.generation.mlx_engine.slab_pass import InPlace, in_place_kernel
+from mlx_serving.actors.generation.mlx_engine.slab_program import Program, numbers_of_rows
 
 _log = structlog.get_logger(actor="engine")
 
 SMALLEST_CAPACITY = 512
 CAPACITY_FACTOR = 4
-COMPILED_WIDTHS = (1, 2, 3, 5, 9, 16)
-"""Tokens a row of passes that are compiled: few, for each takes as long as several passes."""
-COMPILED_ROWS = (1, 8, 16, 32)
-"""Rows of a group in passes that are compiled, and multiples of the last: as many as our products take in one tile."""
-_REHEARSED_CAPACITIES = tuple(SMALLEST_CAPACITY * CAPACITY_FACTOR**more for more in (1, 2))
+_REHEARSED_CAPACITIES = tuple(SMALLEST_CAPACITY * CAPACITY_FACTOR**more for more in (0, 1, 2))
 _TOLERANCE = 0.05
 """Of the largest logit: half precision sums in another order."""
 
@@ -53,135 +44,9 @@ def capacity_for(tokens: int) -> int:
     return capacity
 
 
-class CurrentPass:
-    """What the layers of one forward pass share. `offset`: one number for all rows, or [rows]."""
-
-    def __init__(self) -> None:
-        self.groups: list[GroupPass] = []
-        self.offset: int | mx.array = 0
-
-
-class SlabLayer(AttendingCache):
-    """One layer of the batch, as the model sees it: a cache that holds nothing by itself."""
-
-    def __init__(self, current: CurrentPass, index: int) -> None:
-        self._pass = current
-        self._index = index
-
-    @property
-    def offset(self) -> int | mx.array:
-        """Tokens before this pass."""
-        return self._pass.offset
-
-    def make_mask(self, *_: Any, **__: Any) -> None:
-        """None: masking is part of attending."""
-        return
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        return keys, values
-
-    def attend(
-        self, queries: mx.array, keys: mx.array, values: mx.array, scale: float, sinks: mx.array | None
-    ) -> mx.array:
-        """Each group's rows attend to their own slab."""
-        groups = self._pass.groups
-        if len(groups) == 1:
-            return groups[0].attend(self._index, queries, keys, values, scale, sinks)
-        parts, start = [], 0
-        for group in groups:
-            own = slice(start, start + group.rows)
-            parts.append(group.attend(self._index, queries[own], keys[own], values[own], scale, sinks))
-            start = own.stop
-        return mx.concatenate(parts)
-
-
-class Program:
-    """The model on slab layers."""
-
-    def __init__(self, model: Any, layers: int, kernel: InPlace | None = None, is_compiled: bool = False) -> None:
-        """`kernel` writes in place, for passes of as many tokens as it takes; `is_compiled`: such passes are, of some
-        widths."""
-        self.model = model
-        self.kernel = kernel
-        self._pass = CurrentPass()
-        self._layers = [SlabLayer(self._pass, index) for index in range(layers)]
-        self._in_place_step = _in_place_step(model, self._layers, self._pass, kernel)
-        self.is_compiled = is_compiled
-        self._compiled_step: Callable[..., mx.array] = mx.compile(self._in_place_step)
-
-    @property
-    def widest(self) -> int:
-        """Tokens a row that a pass in place may have, 0 if there is none."""
-        return self.kernel.most_tokens if self.kernel is not None else 0
-
-    def padded(self, tokens: int) -> int:
-        """Tokens a row that a pass had better have which needs so many."""
-        wider = [width for width in COMPILED_WIDTHS if tokens <= width <= self.widest] if self.is_compiled else []
-        return min(wider, default=tokens)
-
-    def __call__(self, tokens: mx.array, groups: Sequence[SlabGroup], is_plain: bool) -> mx.array:
-        """Logits [rows, tokens, vocabulary] of tokens [rows, tokens], the rows of all groups in order."""
-        if tokens.shape[1] <= self.widest:
-            slabs = [[(layer.keys, layer.values) for layer in group.layers] for group in groups]
-            lengths = [group.lengths for group in groups]
-            if self.is_compiled and is_plain and tokens.shape[1] in COMPILED_WIDTHS:
-                return self._compiled(tokens, lengths, slabs)
-            return self._in_place_step(tokens, [mx.array(each, dtype=mx.int32) for each in lengths], slabs)
-        lengths_now = [length for group in groups for length in group.lengths]
-        is_even = len(set(lengths_now)) == 1
-        self._pass.groups = [CopyingPass(group, tokens.shape[1]) for group in groups]
-        self._pass.offset = lengths_now[0] if is_even else mx.array(lengths_now, dtype=mx.int32)
-        return _run(self.model, tokens, self._layers, self._pass)
-
-    def _compiled(self, tokens: mx.array, lengths: Sequence[Sequence[int]], slabs: list[Any]) -> mx.array:
-        """With rows added that make up the number of each group, as a pass is compiled for every number: they have no
-        tokens, and a slot at most that nobody has."""
-        spare = [padded_rows(len(each)) - len(each) for each in lengths]
-        padded = [mx.array([*each, *[0] * more], dtype=mx.int32) for each, more in zip(lengths, spare, strict=True)]
-        if not any(spare):
-            return self._compiled_step(tokens, padded, slabs)
-        given: list[mx.array] = []
-        start = 0
-        for each, more in zip(lengths, spare, strict=True):
-            given += [tokens[start : start + len(each)], mx.zeros((more, tokens.shape[1]), tokens.dtype)]
-            start += len(each)
-        logits = self._compiled_step(mx.concatenate(given), padded, slabs)
-        wanted: list[mx.array] = []
-        start = 0
-        for each, more in zip(lengths, spare, strict=True):
-            wanted.append(logits[start : start + len(each)])
-            start += len(each) + more
-        return wanted[0] if len(wanted) == 1 else mx.concatenate(wanted)
-
-
-def padded_rows(rows: int) -> int:
-    """How many rows a compiled pass has for so many of a group."""
-    most = COMPILED_ROWS[-1]
-    return next((each for each in COMPILED_ROWS if rows <= each), -(-rows // most) * most)
-
-
-def _in_place_step(
-    model: Any, layers: list[SlabLayer], current: CurrentPass, kernel: InPlace | None
-) -> Callable[..., mx.array]:
-    """A pass as a function of arrays alone, so that it can be compiled."""
-
-    def step(tokens: mx.array, lengths: list[mx.array], slabs: list[Any]) -> mx.array:
-        assert kernel is not None
-        if kernel.stack is not None and kernel.stack.holds():
-            return kernel.stack(tokens, list(zip(lengths, slabs, strict=True)))
-        current.groups = [InPlacePass(kernel.attend, *group) for group in zip(lengths, slabs, strict=True)]
-        current.offset = lengths[0] if len(lengths) == 1 else mx.concatenate(lengths)
-        return _run(model, tokens, layers, current)
-
-    return step
-
-
-def _run(model: Any, tokens: mx.array, layers: list[SlabLayer], current: CurrentPass) -> mx.array:
-    logits: mx.array = model(tokens, cache=layers)
-    # Nothing of the pass is kept alive.
-    current.groups = []
-    current.offset = 0
-    return logits
+def rehearsed_capacities(longest: int) -> list[int]:
+    """Of slabs for which passes are compiled at load, if rows are of up to `longest` tokens."""
+    return [capacity for capacity in _REHEARSED_CAPACITIES if capacity <= capacity_for(longest)]
 
 
 class SlabRows:
@@ -239,17 +104,18 @@ class SlabRows:
             mx.eval(group.arrays)
             self._groups = [group]
 
-    def rehearse(self, rows: int) -> None:
+    def rehearse(self, rows: int, longest: int) -> None:
         """With the slabs that there are."""
         if not self.is_compiled or not self._groups:
             return
         short = self._groups[0]
-        counts = [count for count in COMPILED_ROWS if count <= padded_rows(rows) and min(rows, count) <= short.slots]
+        counts = [count for count in numbers_of_rows(rows) if min(rows, count) <= short.slots]
         try:
-            for longer in ((), *((self._lone(capacity),) for capacity in _REHEARSED_CAPACITIES)):
+            for capacity in rehearsed_capacities(longest):
+                longer = self._lone(capacity) if capacity > short.capacity else None
                 for count in counts:
                     short.lengths = [0] * min(rows, count)
-                    groups = [short, *longer]
+                    groups = [short, longer] if longer is not None else [short]
                     tokens = mx.zeros((sum(len(group.lengths) for group in groups), 1), dtype=mx.int32)
                     mx.eval(self.program(tokens, groups, is_plain=True))
         finally:
