@@ -97,3 +97,46 @@ def test_a_step_that_hardly_used_its_budget_says_nothing() -> None:
     before = pace.budget
     pace.observe(1.0, 3)
     assert pace.budget == before
+
+
+def test_what_costs_nothing_to_begin_is_as_much_as_the_target_leaves() -> None:
+    """However the cost of a token moves: dearer tokens in smaller chunks look as if beginning were all that costs."""
+    pace = PrefillPace(2.0, least=4, most=512, begins=False)
+    pace.observe(0.01, 0)
+    found = []
+    for number in range(300):
+        machine = Machine(plain=0.01, token=4e-4 * (1 + number / 100))
+        found.append(machine.step(pace.budget))
+        pace.observe(found[-1], pace.budget)
+    assert max(found[30:]) < 0.0215
+    assert statistics.median(found[30:]) > 0.018
+
+
+def test_the_least_is_never_exceeded_for_a_trial_where_nothing_is_to_begin() -> None:
+    pace = PrefillPace(2.0, least=4, most=512, begins=False)
+    pace.observe(0.001, 0)
+    for _ in range(200):
+        assert pace.budget == 4
+        pace.observe(0.001 + pace.budget * 0.01, pace.budget)
+
+
+def test_steps_without_prompts_are_asked_for_once_other_rows_decode() -> None:
+    pace = PrefillPace(2.0, least=4, most=512, begins=False)
+    pace.observe(0.003, 0, rows=1)
+    given = [pace.allowance(8) for _ in range(100)]
+    runs = [(key, len(list(run))) for key, run in itertools.groupby(given)]
+    assert [key > 0 for key, _ in runs] == [True, False, True, False, True]
+    assert runs[1][1] < 0.2 * runs[0][1]
+    pace.observe(0.009, 0, rows=8)
+    assert all(pace.allowance(rows) for rows in (8, 7, 9, 6) for _ in range(100))
+
+
+def test_the_target_is_that_of_the_rows_of_now() -> None:
+    pace = PrefillPace(2.0, least=4, most=512, begins=False)
+    for _ in range(3):
+        pace.observe(0.003, 0, rows=1)
+    pace.observe(0.01, 0, rows=8)
+    machine = Machine(plain=0.01, token=1e-3)
+    for _ in range(30):
+        pace.observe(machine.step(pace.budget), pace.budget, rows=8)
+    assert pace.budget == 10

@@ -266,6 +266,7 @@ class MlxEngine:
             self._adapters,
             self._new_caches,
             self._reuse,
+            cache.stack,
             slabs,
             self._fail,
             self._is_cleared,
@@ -318,7 +319,7 @@ class MlxEngine:
         if not row.is_gone:
             self._adapters.release(row.adapter)
         row.is_gone = True
-        row.caches, row.held = None, []
+        row.caches, row.chunk, row.held = None, None, []
         self._rows.pop(row.sequence.sequence_id, None)
 
     def _prefill(self) -> int:
@@ -329,7 +330,8 @@ class MlxEngine:
         most = self._settings.max_prefills if is_busy else self._slots
         self._prompts.admit(most, self._slots - decoding, is_busy)
         if is_busy:
-            return self._prompts.advance(self._decoding.pace.budget, is_alone=False)
+            budget = self._decoding.pace.allowance(decoding) if decoding else self._decoding.pace.budget
+            return self._prompts.advance(budget, is_alone=False) if budget else 0
         return self._prompts.advance(IDLE_TOKENS, is_alone=True, is_idle=self._decoding.is_idle)
 
     def _end_prefill_only(self) -> None:

@@ -13,14 +13,18 @@ from mlx_serving.actors.generation.mlx_engine import composed_attention, prefill
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.device import back_end
+from mlx_serving.actors.generation.mlx_engine.layered_prefill import LayeredPrefill
 from mlx_serving.actors.generation.mlx_engine.reuse import Reuse
 from mlx_serving.actors.generation.mlx_engine.row import Row
 from mlx_serving.actors.generation.request import is_prefill_only
+from mlx_serving.native.kernels.stacks import DecoderStack
 
 IDLE_TOKENS = 2048
 """The budget while nothing decodes."""
 _MOST_PADDED = 1.25
 """Places of a pass shared beside rows that decode, in units of the tokens in it."""
+_LEAST_WHOLE = 8
+"""Tokens of a chunk that goes through the model at once, where the budget is for some layers of one."""
 _FIRST_TOKENS = {"cpu": 16, "metal": 64, "cuda": 64}
 """Ids left of a prompt up to which logits after all of them take less than a pass of its own for the last one."""
 
@@ -34,18 +38,20 @@ class Prompts:
         adapters: Adapters,
         new_caches: Callable[[], Caches],
         reuse: Reuse,
+        stack: DecoderStack | None,
         shares_passes: bool,
         fail: Callable[[Row, Exception], None],
         is_cleared: Callable[[Row], bool],
         say_first: Callable[[Row, mx.array], None],
     ) -> None:
-        """`shares_passes`: several prompts may be padded into one pass, for all layers keep plain keys and values.
-        `is_cleared` puts a suspect row to the test. `say_first` draws a row's first token from the logits after its
-        prompt, and waits for it."""
+        """`stack` takes chunks through the model some layers at a time. `shares_passes`: several prompts may be padded
+        into one pass, for all layers keep plain keys and values. `is_cleared` puts a suspect row to the test.
+        `say_first` draws a row's first token from the logits after its prompt, and waits for it."""
         self._model = composed_attention.around(model) if shares_passes else model
         self._adapters = adapters
         self._new_caches = new_caches
         self._reuse = reuse
+        self._layered = LayeredPrefill(stack, new_caches) if stack is not None else None
         self._shares_passes = shares_passes
         self._fail = fail
         self._is_cleared = is_cleared
@@ -86,14 +92,12 @@ class Prompts:
             return self._fill_all(active[0])
         if is_alone:
             # Nothing else bounds how far the host runs ahead.
-            mx.eval([prompt_caches.states(row.caches) for row in active if row.caches is not None])
+            mx.eval([_under_way(row) for row in active])
         together = self._sharing(active, budget, is_alone)
         if len(together) > 1:
             return self._fill_together(together, budget)
-        counts = prefill.shares([row.until_stop for row in active], budget)
-        for row, count in zip(active, counts, strict=True):
-            self._fill(row, count)
-        return sum(counts)
+        counts = prefill.shares([row.until_stop_unpaid for row in active], budget)
+        return sum(self._fill(row, count, is_alone) for row, count in zip(active, counts, strict=True))
 
     @property
     def may_join(self) -> bool:
@@ -114,16 +118,28 @@ class Prompts:
         except Exception as error:
             self._fail(row, error)
 
-    def _fill(self, row: Row, count: int) -> None:
+    def _fill(self, row: Row, count: int, is_alone: bool) -> int:
+        """Set prefill of a row going that is worth so many tokens, or a little more or less; returns what it is."""
         try:
-            self._adapters.select([row.adapter])
-            prefill.fill(self._model, row, count, self._new_caches)
+            layered = self._layered
+            if layered is not None and (row.chunk is not None or not is_alone) and layered.takes(row):
+                # Alone, what is left goes through at once, but for what the layers behind a chunk's wait for.
+                if is_alone and row.chunk is not None:
+                    count = min(count, row.chunk.tokens - row.chunk.paid)
+                layered.fill(row, count)
+            else:
+                row.chunk = None
+                if layered is not None:
+                    count = max(count, min(_LEAST_WHOLE, row.until_stop))
+                self._adapters.select([row.adapter])
+                prefill.fill(self._model, row, count, self._new_caches)
             self._reuse.advance(row)
         except Exception as error:
             self._fail(row, error)
-            return
+            return count
         if not row.unfilled:
             self._done(row)
+        return count
 
     def _sharing(self, active: Sequence[Row], budget: int, is_alone: bool) -> list[Row]:
         """Those whose whole prompts go through in one pass. While others decode all or none, so that none waits for
@@ -138,6 +154,7 @@ class Prompts:
     def _may_say_first(self, row: Row) -> bool:
         """Whether its first token may come from the pass that ends its prompt: soonest, if nothing waits meanwhile."""
         is_plain = self._shares_passes and row.awaited_guide is None and not row.is_suspect
+        is_plain = is_plain and row.chunk is None
         return is_plain and not is_prefill_only(row.sequence) and row.unfilled < _FIRST_TOKENS[back_end()]
 
     def _fill_all(self, row: Row) -> int:
@@ -167,7 +184,7 @@ class Prompts:
             # Alone, the row at fault fails by itself.
             for row in rows:
                 row.caches, row.filled = None, 0
-                self._fill(row, row.unfilled)
+                self._fill(row, row.unfilled, is_alone=True)
             return count
         for row in rows:
             self._reuse.advance(row)
@@ -183,6 +200,13 @@ class Prompts:
         self.waiting = deque(row for row in self.waiting if not row.is_gone)
         self.filling = [row for row in self.filling if not row.is_gone]
         self.ready = [row for row in self.ready if not row.is_gone]
+
+
+def _under_way(row: Row) -> Any:
+    """The arrays that are computed last for a row so far."""
+    if row.chunk is not None:
+        return row.chunk.hidden
+    return prompt_caches.states(row.caches) if row.caches is not None else []
 
 
 def _may_join(row: Row) -> bool:

@@ -30,6 +30,7 @@ from mlx_serving.actors.generation.mlx_engine.slab_pass import (
     InPlacePass,
     in_place_kernel,
 )
+from mlx_serving.native.kernels.stacks import DecoderStack
 
 _log = structlog.get_logger(actor="engine")
 
@@ -165,6 +166,10 @@ class SlabRows:
     @property
     def writes_in_place(self) -> bool:
         return self.program.kernel is not None
+
+    @property
+    def stack(self) -> DecoderStack | None:
+        return self.program.kernel.stack if self.program.kernel is not None else None
 
     @property
     def widest(self) -> int:
