@@ -263,3 +263,20 @@ def test_a_layer_of_a_chunk_is_worth_no_more_than_goes_beside_a_step(engine: Mlx
     assert stack is not None
     assert row.chunk is not None
     assert row.chunk.tokens == engine._decoding.pace.budget * stack.layers
+
+
+def test_a_prompt_waits_while_the_pace_wants_steps_without(engine: MlxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def allowance(self: PrefillPace, rows: int) -> int:
+        asked.append(rows)
+        return 0 if len(asked) % 3 else self.budget
+
+    monkeypatch.setattr(PrefillPace, "allowance", allowance)
+    driver, running, late = beside(engine, LONG[:60])
+    found = [driver.step().prefill_tokens for _ in range(6)]
+    assert [tokens > 0 for tokens in found] == [False, False, True] * 2
+    driver.run()
+    assert set(asked) == {1}
+    assert driver.sequences[late].ids == mlx_lm_greedy(engine, LONG[:60], 8)[0]
+    assert driver.sequences[running].ids == mlx_lm_greedy(engine, RUNNING, 250)[0]

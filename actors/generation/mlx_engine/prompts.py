@@ -96,7 +96,7 @@ class Prompts:
         together = self._sharing(active, budget, is_alone)
         if len(together) > 1:
             return self._fill_together(together, budget)
-        counts = prefill.shares([row.until_stop_unpaid for row in active], budget)
+        counts = prefill.shares([row.unpaid for row in active], budget)
         return sum(self._fill(row, count, is_alone) for row, count in zip(active, counts, strict=True))
 
     @property

@@ -103,8 +103,8 @@ class Row:
         return min(self.unfilled, self.stops[0] - self.filled) if self.stops else self.unfilled
 
     @property
-    def until_stop_unpaid(self) -> int:
-        """What is left of them to do, in tokens."""
+    def unpaid(self) -> int:
+        """What of them is left to do: a chunk on its way counts as far as it has not come."""
         return self.until_stop - (self.chunk.paid if self.chunk is not None else 0)
 
     @property
