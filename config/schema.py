@@ -214,7 +214,12 @@ class MetalOptimizations:
         "Where slabs of keys and values are written in place: allocate them ahead, and keep them for the next rows "
         "when rows leave.",
     )
-    memory_pool_bytes: int = setting(256 << 20, "Most bytes of slabs that are held without rows.", minimum=0)
+    memory_pool_bytes: int = setting(
+        256 << 20,
+        "Most bytes of slabs that are held without rows; on CUDA at least what max_rows short ones take, up to an "
+        "eighth of the memory for keys and values.",
+        minimum=0,
+    )
     blit_queue: bool = setting(
         True, "Build the next step, and upload what it needs, while the device computes; off: only after its answer."
     )

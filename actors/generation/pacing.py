@@ -14,6 +14,8 @@ one that was, a few steps now and then get no prompt tokens, so that the target 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
 _START_TOKENS = 64
@@ -113,6 +115,12 @@ class PrefillPace:
         self._missed = 0
         self._patience = _FIRST_TRIAL
         self.budget = max(least, min(_START_TOKENS, most)) if begins else least
+
+    def expect(self, costs: Sequence[tuple[int, float]]) -> None:
+        """Chunks of so many tokens took so many seconds by themselves: then there is little to try out."""
+        for tokens, seconds in costs:
+            self._cost.add(tokens, seconds)
+        self._is_first, self._patience = False, _RAREST_TRIAL
 
     def allowance(self, rows: int) -> int:
         """Prompt tokens that may go beside the next step of so many rows."""

@@ -29,13 +29,20 @@ _Result = TypeVar("_Result")
 _NO_TEMPLATE = "this model has no chat template: send the prompt as plain text instead"
 _PROBE_TOOLS = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"properties": {}}}}]
 _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+_MISPRINT = r"{{\"name\": <function-name>, \"arguments\": <args-json-object>}}"
+"""How Qwen2.5-Coder's first templates show a call: within a string nothing makes these one brace each, so the model
+learns from its prompt to write two, which is no JSON. Qwen mended it in the sizes it published again."""
+
+
+def _mended(sources: Mapping[str, str]) -> dict[str, str]:
+    return {name: source.replace(_MISPRINT, _MISPRINT[1:-1]) for name, source in sources.items()}
 
 
 @attrs.define
 class ChatTemplate:
     """The templates of one model by name; most have only `default`, some also `tool_use`."""
 
-    sources: Mapping[str, str]
+    sources: Mapping[str, str] = attrs.field(converter=_mended)
     special_tokens: Mapping[str, str] = attrs.field(factory=dict)
     _compiled: dict[str, jinja2.Template] = attrs.field(factory=dict, init=False, repr=False)
     _read: dict[str, frozenset[str]] = attrs.field(factory=dict, init=False, repr=False)

@@ -81,6 +81,8 @@ def kernel_finding(wanted: bool) -> Finding:
         return Finding("CPU kernels", "ok", f"pure: switched off by generation.native_kernels ({fact})")
     if chosen.kernels == "native" or os.environ.get("MLX_SERVING_NATIVE") == "pure":
         return Finding("CPU kernels", "ok", fact)
+    if chosen.built_for_mlx is not None:
+        return Finding("CPU kernels", "warn", fact, f"reinstall mlx-serving, or install mlx=={chosen.built_for_mlx}")
     return Finding("CPU kernels", "warn", fact, "install a C++ compiler, then reinstall mlx-serving")
 
 

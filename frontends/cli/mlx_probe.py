@@ -100,8 +100,11 @@ def _blas(found: dict[str, Any]) -> Finding:
 
 def _compiler(found: dict[str, Any]) -> Finding:
     compiler = native.status().compiler
+    on_cpu = not (found["metal"] or found["cuda"])
     if not found["compile"]:
-        return Finding("mx.compile", "ok", f"works{f', with {compiler}' if compiler else ''}")
+        if on_cpu and compiler is None:
+            return Finding("mx.compile", "ok", "off: no g++ on the path, so functions run uncompiled; nothing needs it")
+        return Finding("mx.compile", "ok", f"works, with {compiler}" if on_cpu else "works")
     fact = f"fails: {found['compile']}"
     advice = "install g++ (build-essential)" if compiler is None else f"check that {compiler} works"
     return Finding("mx.compile", "warn", fact, advice)

@@ -9,6 +9,7 @@ from mlx_serving.config.schema import Http, Settings
 from mlx_serving.frontends.cli import machine, mlx_probe
 from mlx_serving.frontends.cli.finding import Finding
 from mlx_serving.frontends.cli.mlx_probe import ProbeFailed, mlx_findings, probe
+from mlx_serving.native import kernel_choice
 
 SOUND = {
     "version": "1",
@@ -97,6 +98,25 @@ def test_a_compiler_that_fails_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> 
     row = found(monkeypatch, compile="g++ not found")["mx.compile"]
     assert (row.state, row.fact) == ("warn", "fails: g++ not found")
     assert row.advice
+
+
+def test_without_a_compiler_compilation_counts_as_off_where_mlx_would_need_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert found(monkeypatch)["mx.compile"].fact.startswith("off: no g++ on the path")
+    assert found(monkeypatch, metal=True)["mx.compile"].fact == "works"
+
+
+@pytest.mark.parametrize(("built_for", "advice"), [("1.2.3", "mlx==1.2.3"), (None, "install a C++ compiler")])
+def test_kernels_that_cannot_run_come_with_what_would_make_them_run(
+    monkeypatch: pytest.MonkeyPatch, built_for: str | None, advice: str
+) -> None:
+    monkeypatch.delenv("MLX_SERVING_NATIVE", raising=False)
+    monkeypatch.setattr(kernel_choice, "built_for_mlx", lambda: built_for)
+    row = machine.kernel_finding(True)
+    assert (row.state, row.fact.split(":")[0]) == ("warn", "pure")
+    assert advice in (row.advice or "")
 
 
 def test_a_home_that_others_can_read_is_a_warning_with_the_remedy(home: Path) -> None:

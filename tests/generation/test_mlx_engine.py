@@ -163,6 +163,20 @@ def test_a_running_row_gets_a_token_between_any_two_chunks_of_prefill(
     assert driver.sequences[long].ids == mlx_lm_greedy(driver.engine, PROMPTS[2] * 20, 8)[0]  # type: ignore[arg-type]
 
 
+def test_a_row_joins_others_in_the_step_after_its_last_chunk(tiny: MlxEngine, expected: list[list[int]]) -> None:
+    driver = Driver(tiny)
+    running = driver.submit(PROMPTS[0], stopping=Stopping(max_tokens=40, ignore_eos=True))
+    driver.run_until(running, 2)
+    joining = driver.submit(PROMPTS[1])
+    rows: list[tuple[int, int]] = []
+    while len(rows) < 3:
+        report = driver.step()
+        rows.append((report.prefill_tokens, len(tiny._decoding.batch.rows)))
+    assert rows == [(4, 1), (0, 2), (0, 2)]
+    driver.run()
+    assert driver.sequences[joining].ids == expected[1]
+
+
 def test_a_prompt_of_one_token_needs_no_prefill(tiny: MlxEngine, expected: list[list[int]]) -> None:
     driver = Driver(tiny)
     ids = [driver.submit(PROMPTS[0]), driver.submit(PROMPTS[0]), driver.submit(PROMPTS[1])]

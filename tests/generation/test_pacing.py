@@ -140,3 +140,13 @@ def test_the_target_is_that_of_the_rows_of_now() -> None:
     for _ in range(30):
         pace.observe(machine.step(pace.budget), pace.budget, rows=8)
     assert pace.budget == 10
+
+
+def test_what_chunks_are_known_to_cost_is_not_tried_out() -> None:
+    dear_to_begin = Machine(plain=0.004, beginning=0.006, token=0.0001)
+    pace = PrefillPace(2.0, 8, 2048)
+    pace.expect([(tokens, dear_to_begin.step(tokens) - dear_to_begin.plain) for tokens in (16, 64, 256)])
+    found = durations(pace, dear_to_begin, steps=200)
+    fitting = 0.25 * dear_to_begin.beginning / dear_to_begin.token
+    assert max(found[10:]) <= dear_to_begin.step(round(1.1 * fitting))
+    assert min(found[10:]) >= dear_to_begin.step(round(0.9 * fitting))

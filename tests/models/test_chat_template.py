@@ -117,3 +117,11 @@ def test_messages_must_be_objects(messages: list[Any]) -> None:
 
 def test_objects_of_the_host_are_shown_by_their_type_alone() -> None:
     assert ChatTemplate({"default": "{{ messages[0].x }}"}).render([{"x": object()}]) == "<object>"
+
+
+def test_a_call_that_qwens_first_templates_show_in_doubled_braces_is_shown_as_json() -> None:
+    shown = r"<tool_call>\n{{\"name\": <function-name>, \"arguments\": <args-json-object>}}\n</tool_call>"
+    chat = ChatTemplate({"default": '{{- "' + shown + '" }}{{ messages[0].content }}'})
+    text = chat.render([{"role": "user", "content": "{{as it is}}"}])
+    call = '{"name": <function-name>, "arguments": <args-json-object>}'
+    assert text == f"<tool_call>\n{call}\n</tool_call>{{{{as it is}}}}"

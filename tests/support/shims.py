@@ -11,6 +11,7 @@ from support.gpu_kernels import Gpu, Language
 
 from mlx_serving.actors.generation.mlx_engine import (
     attention_kernels,
+    chunk_attention,
     draw_kernel,
     kernel_dialects,
     product_kernels,
@@ -38,5 +39,6 @@ def forget() -> None:
     """Make the kernels anew when they are next used."""
     draw_kernel._kernel.cache_clear()
     attention_kernels._kernels.cache_clear()
+    chunk_attention._kernel.cache_clear()
     product_kernels._dense_kernel.cache_clear()
     product_kernels._quantized_kernel.cache_clear()

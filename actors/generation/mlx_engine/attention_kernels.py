@@ -53,7 +53,9 @@ _PARTS = r"""
     const DEVICE T* new_keys = keys + head * tokens * D + lane * WIDTH;
     const DEVICE T* new_values = values + head * tokens * D + lane * WIDTH;
 
-    if (warp == 0 && begin <= last && last < end) {
+    // Rows without a slot and tokens behind the capacity are there to make up a number: they are not kept.
+    const bool is_kept = row < slab_keys_shape[0] && last < capacity;
+    if (warp == 0 && begin <= last && last < end && is_kept) {
         *(DEVICE Piece*)((DEVICE T*)old_keys + size_t(last) * D) = *(const DEVICE Piece*)(new_keys + token * D);
         *(DEVICE Piece*)((DEVICE T*)old_values + size_t(last) * D) = *(const DEVICE Piece*)(new_values + token * D);
     }
@@ -184,7 +186,8 @@ def attend_in_place(
     `lengths[row]` on. Each of them sees the columns up to its own.
 
     Shapes: `queries` [rows, heads, tokens, size], `keys` and `values` [rows, kv heads, tokens, size], slabs [slots, kv
-    heads, capacity, size] with row i in slot i, `lengths` [rows] int32, with `tokens` at most the capacity.
+    heads, capacity, size] with row i in slot i, `lengths` [rows] int32, with `tokens` at most the capacity. What rows
+    without a slot, and tokens behind the capacity, would write is not kept.
     """
     rows, heads, tokens, size = queries.shape
     kv_heads, capacity = slab_keys.shape[1], slab_keys.shape[2]

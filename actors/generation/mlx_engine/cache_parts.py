@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx_lm.models import cache as mlx_lm_cache
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
+from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.prefix.blocks import Span
 
@@ -32,6 +33,14 @@ class KvBlock:
 
     layers: tuple[tuple[mx.array, ...], ...]
     nbytes: int
+    packed: mx.array | None = None
+    """All of them one below the other, [arrays, heads, tokens, size], if they are of one form: then `layers` are parts
+    of it."""
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What is to be computed."""
+        return [self.packed] if self.packed is not None else [array for layer in self.layers for array in layer]
 
 
 @attrs.frozen(eq=False)
@@ -71,13 +80,18 @@ class CacheParts:
 
     def cut(self, caches: Caches, start: int, stop: int) -> KvBlock:
         """A copy of tokens [start, stop), still to be computed. It holds on to nothing but itself then."""
-        layers = tuple(
-            tuple(mx.contiguous(array[:, :, start:stop]) for array in _arrays(caches[i])) for i in self._plain
-        )
+        layers = [tuple(array[:, :, start:stop] for array in _arrays(caches[i])) for i in self._plain]
         return self.block(layers, stop - start)
 
-    def block(self, layers: tuple[tuple[mx.array, ...], ...], tokens: int) -> KvBlock:
-        return KvBlock(layers, _HOST_BYTES_PER_TOKEN * tokens + sum(each.nbytes for layer in layers for each in layer))
+    def block(self, layers: Sequence[tuple[mx.array, ...]], tokens: int) -> KvBlock:
+        """With a copy of these arrays, still to be computed."""
+        arrays = [array for layer in layers for array in layer]
+        nbytes = _HOST_BYTES_PER_TOKEN * tokens + sum(array.nbytes for array in arrays)
+        if len({(array.shape, array.dtype) for array in arrays}) != 1:
+            return KvBlock(tuple(tuple(map(prompt_caches.copied, layer)) for layer in layers), nbytes)
+        packed = mx.concatenate(arrays)
+        sides = [packed[i : i + 1] for i in range(len(arrays))]
+        return KvBlock(tuple(zip(sides[::2], sides[1::2], strict=True)), nbytes, packed)
 
     def fits(self, block: KvBlock, tokens: int, caches: Caches) -> bool:
         """Whether a block that came from elsewhere has the form of `caches`, which may be empty."""
@@ -90,8 +104,28 @@ class CacheParts:
         states = tuple((type(caches[i]).__name__, _mapped(_state(caches[i]), mx.contiguous)) for i in self._others)
         return Snapshot(states, sum(array.nbytes for array in state_arrays(states)))
 
-    def build(self, caches: Caches, spans: Sequence[Span[KvBlock]], snapshot: Snapshot | None, room: int) -> Caches:
-        """Fill empty caches with the tokens of `spans`, with room for `room` tokens in all; nothing is waited for."""
+    def build(
+        self,
+        caches: Caches,
+        spans: Sequence[Span[KvBlock]],
+        snapshot: Snapshot | None,
+        room: int,
+        in_one: bool = False,
+    ) -> Caches:
+        """Fill empty caches with the tokens of `spans`, with room for `room` tokens in all; nothing is waited for.
+
+        `in_one`: the caches may be parts of one array, which MLX copies when it writes to them.
+        """
+        packed = [_cut_out(span, span.block.payload.packed) for span in spans if span.block.payload.packed is not None]
+        if in_one and spans and len(packed) == len(spans):
+            whole = _joined(packed, spans[-1].stop, room)
+            for place, i in enumerate(self._plain):
+                caches[i].keys, caches[i].values = (
+                    whole[2 * place : 2 * place + 1],
+                    whole[2 * place + 1 : 2 * place + 2],
+                )
+                caches[i].offset = spans[-1].stop
+            spans = []
         for place, i in enumerate(self._plain):
             if spans:
                 _fill(caches[i], [_of(span, place) for span in spans], spans[-1].stop, room)
@@ -126,24 +160,29 @@ def _arrays(cache: Any) -> tuple[mx.array, ...]:
 
 
 def _of(span: Span[KvBlock], layer: int) -> tuple[mx.array, ...]:
-    """One layer's arrays of a span, cut out of its block."""
-    arrays = span.block.payload.layers[layer]
+    """One layer's arrays of a span."""
+    return tuple(_cut_out(span, array) for array in span.block.payload.layers[layer])
+
+
+def _cut_out(span: Span[KvBlock], array: mx.array) -> mx.array:
+    """What an array of a span's block has of the span."""
     first, count = span.offset, span.stop - span.start
-    if count == arrays[0].shape[TOKENS_AXIS]:
-        return arrays
-    return tuple(array[:, :, first : first + count] for array in arrays)
+    return array if count == array.shape[TOKENS_AXIS] else array[:, :, first : first + count]
 
 
 def _fill(cache: Any, parts: Sequence[tuple[mx.array, ...]], tokens: int, room: int) -> None:
-    """One concatenation an array, with zeros behind so that the cache need not be copied to grow."""
-    joined = []
-    for side in zip(*parts, strict=True):
-        batch, heads, _, size = side[0].shape
-        spare = mx.zeros((batch, heads, max(0, room - tokens), size), side[0].dtype)
-        joined.append(mx.concatenate([*side, spare], axis=TOKENS_AXIS))
+    """So that the cache need not be copied to grow."""
+    joined = [_joined(side, tokens, room) for side in zip(*parts, strict=True)]
     half = len(joined) // 2
     cache.keys, cache.values = (joined[0], joined[1]) if half == 1 else (tuple(joined[:half]), tuple(joined[half:]))
     cache.offset = tokens
+
+
+def _joined(parts: Sequence[mx.array], tokens: int, room: int) -> mx.array:
+    """One concatenation along the tokens, with zeros behind to make up `room`."""
+    count, heads, _, size = parts[0].shape
+    spare = mx.zeros((count, heads, max(0, room - tokens), size), parts[0].dtype)
+    return mx.concatenate([*parts, spare], axis=TOKENS_AXIS)
 
 
 def _state(cache: Any) -> Any:

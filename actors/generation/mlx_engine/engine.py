@@ -31,6 +31,7 @@ from mlx_serving.actors.generation.mlx_engine import composed_attention, guiding
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters, FindAdapter, no_adapter
 from mlx_serving.actors.generation.mlx_engine.batch import Batch, first_step
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.chunk_program import chunk_program_for
 from mlx_serving.actors.generation.mlx_engine.decoding import Decoding
 from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.draft_model import DraftModel, load_draft
@@ -38,8 +39,9 @@ from mlx_serving.actors.generation.mlx_engine.outputs import Outputs
 from mlx_serving.actors.generation.mlx_engine.prompts import IDLE_TOKENS, Prompts
 from mlx_serving.actors.generation.mlx_engine.reuse import reuse_for
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
+from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
-from mlx_serving.actors.generation.mlx_engine.slab_rows import rows_cache_for
+from mlx_serving.actors.generation.mlx_engine.slab_rows import capacity_for, rows_cache_for
 from mlx_serving.actors.generation.mlx_engine.speculation import Checked, Speculator, speculator_for
 from mlx_serving.actors.generation.request import answer_limit, answer_of, is_prefill_only, prompt_of
 from mlx_serving.actors.messages.admission import SequenceOutput
@@ -52,6 +54,8 @@ from mlx_serving.config.schema import Generation
 _log = logging.getLogger(__name__)
 _STEPS_BETWEEN_CLEARINGS = 256
 _KEPT_AT_REST = 1 << 20
+_COMPILED_POOL_SHARE = 8
+"""What of the budget for keys and values the slabs of short rows may take where passes are compiled for their size."""
 _NOT_FINITE = "the model's output for this sequence was not finite"
 
 
@@ -193,7 +197,7 @@ class MlxEngine:
             self._decoding.drop()
             self._reuse.close()
             self._guiding.close()
-            del self._decoding, self._prompts, self._adapters, self._reuse, self._guiding
+            del self._decoding, self._prompts, self._adapters, self._reuse, self._guiding, self._chunks
         self._draft = None
         self._model = None
         mx.clear_cache()
@@ -228,10 +232,13 @@ class MlxEngine:
             rehearsal.rehearse(
                 batch,
                 rows,
-                lambda row: prefill.fill(model, row, row.unfilled, self._new_caches),
+                lambda row: prefill.fill(model, row, row.unfilled, self._new_caches, self._chunks),
                 self._record.vocab_size,
                 self._draft is not None,
             )
+            self._decoding.batch.cache.rehearse(self._slots)
+            if self._chunks is not None:
+                self._decoding.pace.expect(self._chunks.rehearse(self._clock))
         except Exception:
             _log.exception("the rehearsal failed: the first requests may have to wait for kernels")
         mx.clear_cache()
@@ -247,11 +254,6 @@ class MlxEngine:
             self._model, self._settings.kv_type, self._settings.in_place_attention, loading.compiles(self._settings)
         )
         self._adapters = Adapters(self._model, self._find_adapter, self._settings.max_adapters)
-        cache.presize(self._pool_bytes, self._settings.max_rows)
-        batch = Batch(cache, self._adapters)
-        self._decoding = Decoding(
-            batch, self._guiding, self._settings, self._clock, self._take, self._let_go, self._fail
-        )
         slabs = cache.can_roll_back
         if not slabs and not prompt_caches.are_mergeable(prompt_caches.new_caches(self._model)):
             self._slots = 1
@@ -260,7 +262,15 @@ class MlxEngine:
         budget = kv_budget(self._settings, weights, memory)
         kept = self._settings.prefix_cache.share_of(budget)
         self._limits = EngineLimits(self._slots, budget - kept, weights, memory)
-        self._reuse = reuse_for(self._record, self._settings, self._new_caches, kept)
+        self._pool_bytes = self._presize(cache, budget)
+        self._adapters.select([0])
+        self._chunks = chunk_program_for(self._model, cache)
+        batch = Batch(cache, self._adapters)
+        self._decoding = Decoding(
+            batch, self._guiding, self._settings, self._clock, self._take, self._let_go, self._fail
+        )
+        capacity = capacity_for if self._chunks is not None else None
+        self._reuse = reuse_for(self._record, self._settings, self._new_caches, kept, capacity)
         self._prompts = Prompts(
             self._model,
             self._adapters,
@@ -271,7 +281,20 @@ class MlxEngine:
             self._fail,
             self._is_cleared,
             self._say_first,
+            self._chunks,
         )
+
+    def _presize(self, cache: RowsCache, budget: int) -> int:
+        """Allocate slabs for short rows, and return how many bytes of slabs are kept without any.
+
+        Compiled passes are for slabs of one size, which had better be the size for all rows.
+        """
+        chosen = self._settings.metal_optimizations
+        if not chosen.memory_pool:
+            return 0
+        share = budget // _COMPILED_POOL_SHARE if cache.is_compiled else 0
+        cache.presize(max(chosen.memory_pool_bytes, share), self._settings.max_rows)
+        return max(chosen.memory_pool_bytes, cache.nbytes)
 
     def _new_caches(self) -> Caches:
         return prompt_caches.new_caches(self._model, self._form)
@@ -339,8 +362,8 @@ class MlxEngine:
         for row in [row for row in self._prompts.ready if is_prefill_only(row.sequence)]:
             self._prompts.ready.remove(row)
             try:
-                if not self._decoding.batch.rows and row.caches is not None:
-                    mx.eval(prompt_caches.states(row.caches))  # so that the account is true
+                if not self._decoding.batch.rows:
+                    self._prompts.settle([row])  # so that the account is true
             except Exception as error:
                 self._fail(row, error)
                 continue
@@ -351,7 +374,8 @@ class MlxEngine:
     def _decode(self, prefilled: int) -> int:
         """One decode step. Returns the number of tokens read."""
         try:
-            joining = self._prompts.take_ready(self._slots - len(self._decoding.batch.rows))
+            decoding = len(self._decoding.batch.rows)
+            joining = self._prompts.take_ready(self._slots - decoding, is_alone=not decoding)
             return self._decoding.step(joining, prefilled)
         except Exception as error:
             self._recover(error)
@@ -426,11 +450,6 @@ class MlxEngine:
             self._decoding.drop(self._pool_bytes)
             self._reuse.rest()
             loading.return_memory()
-
-    @property
-    def _pool_bytes(self) -> int:
-        chosen = self._settings.metal_optimizations
-        return chosen.memory_pool_bytes if chosen.memory_pool else 0
 
     def _is_cleared(self, row: Row) -> bool:
         """Decode one token of a suspect alone; it fails here, or may join the others."""

@@ -20,12 +20,17 @@ from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat, Slab
 class LayerSlab:
     """One layer's keys and values of one group."""
 
-    def __init__(self, like: Any, slots: int, capacity: int) -> None:
+    def __init__(self, keys: Slab, values: Slab) -> None:
+        self.keys, self.values = keys, values
+
+    @classmethod
+    def empty(cls, like: Any, slots: int, capacity: int) -> LayerSlab:
         """`like`: keys and values of one row, for shapes and types."""
-        self.keys, self.values = (
-            tree_map(lambda part: mx.zeros((slots, part.shape[1], capacity, part.shape[3]), part.dtype), side)
-            for side in (like.keys, like.values)
-        )
+
+        def zeros(part: mx.array) -> mx.array:
+            return mx.zeros((slots, part.shape[1], capacity, part.shape[3]), part.dtype)
+
+        return cls(tree_map(zeros, like.keys), tree_map(zeros, like.values))
 
     def put(self, slot: int, cache: Any, length: int) -> None:
         """Copy the first `length` tokens of a row's cache into a slot."""
@@ -40,10 +45,10 @@ class LayerSlab:
     def row(self, slot: int, length: int) -> tuple[Slab, Slab]:
         """A copy of a row's keys and values, [1, heads, length, head size]."""
 
-        def copied(part: mx.array) -> mx.array:
-            return mx.contiguous(part[slot : slot + 1, :, :length])
+        def own(part: mx.array) -> mx.array:
+            return prompt_caches.copied(part[slot : slot + 1, :, :length])
 
-        return tree_map(copied, self.keys), tree_map(copied, self.values)
+        return tree_map(own, self.keys), tree_map(own, self.values)
 
     def shown(self, slot: int, length: int) -> tuple[Slab, Slab]:
         """A row's keys and values, in place."""
@@ -92,7 +97,7 @@ class SlabGroup:
         self._templates = templates
         self.lengths: list[int] = []
         self.layers: list[LayerSlab] = []
-        self._slots = 0
+        self.slots = 0
         self.form = form
 
     @property
@@ -108,21 +113,26 @@ class SlabGroup:
 
     def allocate(self, slots: int) -> None:
         """Slabs with so many slots, while there are none yet."""
-        self._slots = slots
-        self.layers = [LayerSlab(like, slots, self.capacity) for like in self._templates]
+        self.slots = slots
+        self.layers = [LayerSlab.empty(like, slots, self.capacity) for like in self._templates]
 
     def make_room(self, rows: int) -> None:
         """Slots for so many more rows: at once, for what grows is copied."""
         needed = len(self.lengths) + rows
         if not self.layers:
             self.allocate(1 << (needed - 1).bit_length())
-        elif needed > self._slots:
-            self._slots = 1 << (needed - 1).bit_length()
+        elif needed > self.slots:
+            self.slots = 1 << (needed - 1).bit_length()
             for layer in self.layers:
-                layer.grow(self._slots)
+                layer.grow(self.slots)
 
     def add(self, caches: Caches, length: int) -> None:
-        """Copy one row in, behind the others."""
+        """Copy one row in, behind the others. The first one's caches become the slabs, if they have their form."""
+        if not self.layers and all(_is_slab(cache, self.capacity) for cache in caches):
+            self.slots = 1
+            self.layers = [LayerSlab(cache.keys, cache.values) for cache in caches]
+            self.lengths.append(length)
+            return
         self.make_room(1)
         for layer, cache in zip(self.layers, caches, strict=True):
             layer.put(len(self.lengths), cache, length)
@@ -156,3 +166,8 @@ class SlabGroup:
         cache.keys, cache.values = sides
         cache.offset = self.lengths[slot]
         return cache
+
+
+def _is_slab(cache: Any, capacity: int) -> bool:
+    """Whether a row's plain cache has the form of a slab with one slot."""
+    return isinstance(cache.keys, mx.array) and cache.keys.shape[2] == capacity

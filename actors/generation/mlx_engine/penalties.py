@@ -166,7 +166,8 @@ class Adjustments:
             return
         for place, (parameters, history) in enumerate(self.rows):
             if _is_penal(parameters):
-                history.store(self.counts[place], self.seen[place])
+                own = slice(place, place + 1)  # by a number alone MLX gathers, which CUDA first compiles for seconds
+                history.store(self.counts[own].squeeze(0), self.seen[own].squeeze(0))
 
     def _prepare(self, vocab_size: int) -> None:
         if self.bias is None and any(parameters.logit_bias for parameters, _ in self.rows):

@@ -11,6 +11,7 @@ from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.chunk_program import ChunkProgram
 from mlx_serving.actors.generation.mlx_engine.row import Row
 
 _SHORT_TOKENS = 256
@@ -34,20 +35,35 @@ def can_share(row: Row) -> bool:
     return row.caches is None and 0 < row.unfilled <= _SHORT_TOKENS
 
 
-def fill(model: Callable[..., Any], row: Row, count: int, new_caches: Callable[[], Caches]) -> None:
-    """Set the next `count` ids of a row going through the model, on caches of its own."""
+def fill(
+    model: Callable[..., Any],
+    row: Row,
+    count: int,
+    new_caches: Callable[[], Caches],
+    chunks: ChunkProgram | None = None,
+) -> None:
+    """Set the next `count` ids of a row going through the model, on caches of its own. `chunks`: the model compiled."""
     if row.caches is None:
         row.caches = new_caches()
-    if count:
+    if chunks is not None:
+        chunks.fill(row.ids[row.filled : row.filled + count], row.caches, len(row.ids) + 1)
+        row.filled += count
+    elif count:
         _pass(model, row, row.caches, count)
         prompt_caches.start(prompt_caches.states(row.caches))
 
 
-def fill_all(model: Callable[..., Any], row: Row, new_caches: Callable[[], Caches]) -> mx.array:
+def fill_all(
+    model: Callable[..., Any], row: Row, new_caches: Callable[[], Caches], chunks: ChunkProgram | None = None
+) -> mx.array:
     """The graph of all ids of a row that are left, the last one too: the logits [1, vocabulary] after it."""
     if row.caches is None:
         row.caches = new_caches()
-    return _pass(model, row, row.caches, row.unfilled + 1)[:, -1]
+    if chunks is None:
+        return _pass(model, row, row.caches, row.unfilled + 1)[:, -1]
+    logits = chunks.fill_all(row.ids[row.filled :], row.caches, len(row.ids) + 1)
+    row.filled = len(row.ids)
+    return logits
 
 
 def _pass(model: Callable[..., Any], row: Row, caches: Caches, count: int) -> mx.array:

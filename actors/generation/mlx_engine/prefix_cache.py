@@ -48,11 +48,14 @@ class Hit:
     _checkpoint: Checkpoint[Snapshot] | None
     _pins: ExitStack
 
-    def caches(self, room: int = 0) -> Caches:
-        """Plain caches of one row that hold the tokens, with room for `room` in all. To be called once."""
+    def caches(self, room: int = 0, in_one: bool = False) -> Caches:
+        """Plain caches of one row that hold the tokens, with room for `room` in all. To be called once.
+
+        `in_one`: see `CacheParts.build`.
+        """
         with self._pins:
             snapshot = self._checkpoint.payload if self._checkpoint is not None else None
-            return self._cache.parts.build(self._cache.new_caches(), self._spans, snapshot, room)
+            return self._cache.parts.build(self._cache.new_caches(), self._spans, snapshot, room, in_one)
 
 
 class PrefixCache:
@@ -257,7 +260,7 @@ class PrefixCache:
         self._make_room(0)
         if self._disk is not None:
             self._disk.keep_blocks(namespace, ids, blocks)
-        return [array for piece in pieces for layer in piece.payload.layers for array in layer]
+        return [array for piece in pieces for array in piece.payload.arrays]
 
     def _store_state(self, namespace: bytes, ids: Ids, caches: Caches) -> list[mx.array]:
         """Returns the copies that are to be made."""

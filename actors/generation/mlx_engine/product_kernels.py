@@ -2,10 +2,10 @@
 
 MLX hands products of two and more rows to cuBLAS, which costs the host four times what a kernel does, and compiles a
 product with 4-bit weights for half a minute when it is first needed. These kernels read a weight once for up to 32
-rows; for one row alone MLX has kernels that cost the host less. A warp multiplies tiles of 16 outputs with 8 rows each,
-as `mma.m16n8k16` does (PTX ISA); in which order a tile takes the elements of K is free, so every thread multiplies what
-lies side by side in memory, and nothing is moved between threads. Digits of 4 bits become floats between 16 and 31 by
-their bits alone. Scales and biases are applied to the sums of a group, in float32:
+rows; for one row alone MLX has kernels that cost the host less. A warp multiplies tiles of 16 outputs with 8 rows each
+(see `tensor_cores`); every thread multiplies what lies side by side in memory, and nothing is moved between threads.
+Digits of 4 bits become floats between 16 and 31 by their bits alone. Scales and biases are applied to the sums of a
+group, in float32:
 
     sum of (s q + b) x = s (sum of (16 + q) x) + (b - 16 s) (sum of x)
 
@@ -24,6 +24,7 @@ from typing import Any
 import attrs
 import mlx.core as mx
 
+from mlx_serving.actors.generation.mlx_engine import tensor_cores
 from mlx_serving.actors.generation.mlx_engine.kernel_dialects import CUDA
 
 MOST_QUANTIZED_ROWS = 64
@@ -35,30 +36,8 @@ _MANY_OUTPUTS, _VERY_MANY_OUTPUTS = 8192, 32768
 _GROUP_SIZES = (32, 64, 128)
 _STEP = 32
 """Elements of K that the threads of a row take in at once."""
-_TYPES = (mx.bfloat16, mx.float16)
 
-_FUNCTIONS = r"""
-#ifndef TENSOR_PRODUCT  // what runs this without a GPU has its own
-#define TENSOR_PRODUCT(type, c, a, b0, b1)                                                    \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                        \
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
-        : "+f"((c)[0]), "+f"((c)[1]), "+f"((c)[2]), "+f"((c)[3])                              \
-        : "r"((a)[0]), "r"((a)[1]), "r"((a)[2]), "r"((a)[3]), "r"(b0), "r"(b1))
-#define PAIRED(x, y, places) __byte_perm(x, y, places)
-#endif
-
-struct alignas(16) Piece { WORD at[4]; };
-
-// c += a b, for the parts of a 16 x 16 tile `a` and a 16 x 8 tile `b` that a thread holds.
-template <bool HALF>
-FUNCTION void multiply(float (&c)[4], const WORD (&a)[4], WORD b0, WORD b1) {
-    if constexpr (HALF) {
-        TENSOR_PRODUCT("f16", c, a, b0, b1);
-    } else {
-        TENSOR_PRODUCT("bf16", c, a, b0, b1);
-    }
-}
-
+_DIGITS = r"""
 // The digits `place` and `place` + 4 of a word, each as 16 more than it is.
 template <bool HALF>
 FUNCTION WORD two_digits(WORD word, int place) {
@@ -255,24 +234,26 @@ _END = r"""
 
 @functools.cache
 def _dense_kernel() -> Any:
-    return CUDA.kernel("dense_product", ["x", "weights", "bias"], ["y"], _BEGINNING + _DENSE + _END, _FUNCTIONS)
+    return CUDA.kernel(
+        "dense_product", ["x", "weights", "bias"], ["y"], _BEGINNING + _DENSE + _END, tensor_cores.FUNCTIONS
+    )
 
 
 @functools.cache
 def _quantized_kernel() -> Any:
-    inputs = ["x", "weights", "scales", "offsets", "bias"]
-    return CUDA.kernel("quantized_product", inputs, ["y"], _BEGINNING + _QUANTIZED + _END, _FUNCTIONS)
+    inputs, functions = ["x", "weights", "scales", "offsets", "bias"], tensor_cores.FUNCTIONS + _DIGITS
+    return CUDA.kernel("quantized_product", inputs, ["y"], _BEGINNING + _QUANTIZED + _END, functions)
 
 
 def takes_dense(weights: mx.array) -> bool:
     """Whether `dense` multiplies with such weights: [N, K] in half precision, K a multiple of 32."""
-    return weights.ndim == 2 and weights.dtype in _TYPES and weights.shape[1] % _STEP == 0
+    return weights.ndim == 2 and weights.dtype in tensor_cores.TYPES and weights.shape[1] % _STEP == 0
 
 
 def takes_quantized(weights: mx.array, scales: mx.array, offsets: mx.array | None, group_size: int, bits: int) -> bool:
     """Whether `quantized` multiplies with such weights: 4 bits, packed for K a multiple of the group size."""
     is_flat = weights.ndim == 2 and offsets is not None and offsets.dtype == scales.dtype
-    return is_flat and bits == 4 and group_size in _GROUP_SIZES and scales.dtype in _TYPES
+    return is_flat and bits == 4 and group_size in _GROUP_SIZES and scales.dtype in tensor_cores.TYPES
 
 
 def most_dense_rows(weights: mx.array) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import composed_attention, prefill
+from mlx_serving.actors.generation.mlx_engine import chunk_program, composed_attention, prefill
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.chunk_program import ChunkProgram
 from mlx_serving.actors.generation.mlx_engine.device import back_end
 from mlx_serving.actors.generation.mlx_engine.layered_prefill import LayeredPrefill
 from mlx_serving.actors.generation.mlx_engine.reuse import Reuse
@@ -43,10 +44,12 @@ class Prompts:
         fail: Callable[[Row, Exception], None],
         is_cleared: Callable[[Row], bool],
         say_first: Callable[[Row, mx.array], None],
+        chunks: ChunkProgram | None = None,
     ) -> None:
         """`stack` takes chunks through the model some layers at a time. `shares_passes`: several prompts may be padded
         into one pass, for all layers keep plain keys and values. `is_cleared` puts a suspect row to the test.
-        `say_first` draws a row's first token from the logits after its prompt, and waits for it."""
+        `say_first` draws a row's first token from the logits after its prompt, and waits for it. `chunks`: the model
+        compiled for one row without an adapter, if that is possible."""
         self._model = composed_attention.around(model) if shares_passes else model
         self._adapters = adapters
         self._new_caches = new_caches
@@ -56,9 +59,12 @@ class Prompts:
         self._fail = fail
         self._is_cleared = is_cleared
         self._say_first = say_first
+        self._chunks = chunks
         self.waiting: deque[Row] = deque()
         self.filling: list[Row] = []
         self.ready: list[Row] = []
+        self._just_ready: list[Row] = []
+        """In this step."""
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.filling or self.ready)
@@ -67,6 +73,7 @@ class Prompts:
         self.waiting.clear()
         self.filling.clear()
         self.ready.clear()
+        self._just_ready.clear()
 
     def admit(self, most: int, room: int, is_busy: bool) -> None:
         """Begin as many prompts as may be prefilled side by side, in order, but for those that had better wait.
@@ -91,22 +98,32 @@ class Prompts:
         if is_idle and len(active) == 1 and self._may_say_first(active[0]):
             return self._fill_all(active[0])
         if is_alone:
-            # Nothing else bounds how far the host runs ahead.
-            mx.eval([_under_way(row) for row in active])
+            self.settle(active)  # nothing else bounds how far the host runs ahead
         together = self._sharing(active, budget, is_alone)
         if len(together) > 1:
             return self._fill_together(together, budget)
         counts = prefill.shares([row.unpaid for row in active], budget)
+        if not is_alone:
+            counts = [self._in_one_pass(row, count) for row, count in zip(active, counts, strict=True)]
         return sum(self._fill(row, count, is_alone) for row, count in zip(active, counts, strict=True))
+
+    def settle(self, rows: Sequence[Row]) -> None:
+        """Wait until what was set going of these is computed."""
+        if self._chunks is not None:
+            self._chunks.wait()
+        mx.eval([_under_way(row) for row in rows])
 
     @property
     def may_join(self) -> bool:
         """Whether some row could join the batch now."""
         return any(map(_may_join, self.ready))
 
-    def take_ready(self, room: int) -> list[Row]:
-        """Rows that join the batch now."""
-        joining = list(filter(_may_join, self.ready))[: max(0, room)]
+    def take_ready(self, room: int, is_alone: bool) -> list[Row]:
+        """Rows that join the batch now. While others decode (not `is_alone`), those whose last chunk was set going in
+        this step join in the next one: a step is not to be held up by both."""
+        just_ready, self._just_ready = self._just_ready, []
+        rows = self.ready if is_alone else [row for row in self.ready if row not in just_ready]
+        joining = list(filter(_may_join, rows))[: max(0, room)]
         if joining:
             self.ready = [row for row in self.ready if row not in joining]
         return joining
@@ -132,7 +149,7 @@ class Prompts:
                 if layered is not None:
                     count = max(count, min(_LEAST_WHOLE, row.until_stop))
                 self._adapters.select([row.adapter])
-                prefill.fill(self._model, row, count, self._new_caches)
+                prefill.fill(self._model, row, count, self._new_caches, self._chunks_for(row))
             self._reuse.advance(row)
         except Exception as error:
             self._fail(row, error)
@@ -161,9 +178,8 @@ class Prompts:
         count = row.unfilled + 1
         try:
             self._adapters.select([row.adapter])
-            logits = prefill.fill_all(self._model, row, self._new_caches)
+            self._say_first(row, prefill.fill_all(self._model, row, self._new_caches, self._chunks_for(row)))
             self._reuse.advance(row)
-            self._say_first(row, logits)
         except Exception as error:
             self._fail(row, error)
             return count
@@ -172,6 +188,13 @@ class Prompts:
         if not row.is_gone:
             self.ready.append(row)
         return count
+
+    def _chunks_for(self, row: Row) -> ChunkProgram | None:
+        return self._chunks if not row.adapter else None
+
+    def _in_one_pass(self, row: Row, budget: int) -> int:
+        """How many of a budget of tokens go beside rows that decode, which every pass holds up."""
+        return chunk_program.within(budget, row.until_stop) if self._chunks_for(row) is not None else budget
 
     def _fill_together(self, rows: Sequence[Row], budget: int) -> int:
         width = max(row.unfilled for row in rows)
@@ -195,6 +218,7 @@ class Prompts:
         self.filling.remove(row)
         if not row.is_suspect or self._is_cleared(row):
             self.ready.append(row)
+            self._just_ready.append(row)
 
     def _forget_gone(self) -> None:
         self.waiting = deque(row for row in self.waiting if not row.is_gone)

@@ -13,7 +13,7 @@ import structlog
 from mlx_serving.actors.generation.engine import HeldPrefixes
 from mlx_serving.actors.generation.mlx_engine.cache_parts import CacheParts
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
-from mlx_serving.actors.generation.mlx_engine.prefix_cache import PrefixCache
+from mlx_serving.actors.generation.mlx_engine.prefix_cache import Hit, PrefixCache
 from mlx_serving.actors.generation.mlx_engine.row import Row
 from mlx_serving.actors.generation.prefix.disk import DiskTier
 from mlx_serving.actors.messages.values import CacheStats, CacheTier
@@ -26,8 +26,17 @@ _WORTH_WAITING = 256
 """Tokens that two prompts share from which the second waits for the first to compute them."""
 
 
-def reuse_for(record: ModelRecord, settings: Generation, new_caches: Callable[[], Caches], limit_bytes: int) -> Reuse:
-    """With a prefix cache of `limit_bytes`, unless that is 0 or the model's caches are of no known kind."""
+def reuse_for(
+    record: ModelRecord,
+    settings: Generation,
+    new_caches: Callable[[], Caches],
+    limit_bytes: int,
+    capacity: Callable[[int], int] | None = None,
+) -> Reuse:
+    """With a prefix cache of `limit_bytes`, unless that is 0 or the model's caches are of no known kind.
+
+    `capacity`: see `Reuse`.
+    """
     if not limit_bytes or not CacheParts(new_caches()).is_known:
         return Reuse(None)
     base = f"{record.fingerprint} {record.dtype} {settings.kv_type} mlx-lm {mlx_lm.__version__}".encode()
@@ -37,7 +46,8 @@ def reuse_for(record: ModelRecord, settings: Generation, new_caches: Callable[[]
     if disk_bytes:
         model = hashlib.blake2b(base, digest_size=16).hexdigest()
         tier = DiskTier(Path(chosen.directory), model, disk_bytes, _log.warning)
-    return Reuse(PrefixCache(base, new_caches, limit_bytes, chosen.block_tokens, tier, disk_bytes), base)
+    cache = PrefixCache(base, new_caches, limit_bytes, chosen.block_tokens, tier, disk_bytes)
+    return Reuse(cache, base, chosen.block_tokens, capacity)
 
 
 class Reuse:
@@ -46,10 +56,19 @@ class Reuse:
     A cache that fails, as for lack of memory, is given up with a warning: no row fails for it.
     """
 
-    def __init__(self, cache: PrefixCache | None, base: bytes = b"") -> None:
-        """Namespaces begin from `base`."""
+    def __init__(
+        self,
+        cache: PrefixCache | None,
+        base: bytes = b"",
+        block_tokens: int = 1,
+        capacity: Callable[[int], int] | None = None,
+    ) -> None:
+        """Namespaces begin from `base`. `capacity`: where prompts are written to caches in place, what these have room
+        for that are to hold so many tokens."""
         self._cache = cache
         self._base = base
+        self._block_tokens = block_tokens
+        self._capacity = capacity
 
     @property
     def needs_segments(self) -> bool:
@@ -82,18 +101,29 @@ class Reuse:
                 return
             hit = cache.lookup(row.namespace, row.ids, prefetch) if not row.is_suspect else None
             if hit is not None:
-                row.caches, row.filled = hit.caches(room=end), hit.tokens
+                row.caches, row.filled = self._caches_of(hit, len(row.ids) + 1), hit.tokens
                 row.cached_tokens = min(hit.tokens, row.prompt_tokens)
+                row.kept = hit.tokens
             row.stops = cache.checkpoint_offsets(row.sequence.segments, row.filled, end)
 
     def advance(self, row: Row) -> None:
-        """A row has got further with its prompt: where it stopped for that, keep what it has."""
-        if row.caches is None or not row.stops or row.filled < row.stops[0]:
+        """A row has got further with its prompt: keep what it has where it stopped for that, and whole blocks on the
+        way, so that the step that ends a long prompt has not to copy all of it."""
+        if row.caches is None or self._cache is None:
             return
-        row.stops.pop(0)
+        held = row.filled
+        if row.stops and held >= row.stops[0]:
+            row.stops.pop(0)
+        elif not self._cache.has_states and held // self._block_tokens > row.kept // self._block_tokens:
+            held -= held % self._block_tokens
+        else:
+            return
+        row.kept = held
+        if row.is_suspect:
+            return
         with self._unless_it_fails() as cache:
-            if cache is not None and not row.is_suspect:
-                cache.store(row.namespace, row.ids[: row.filled], row.caches)
+            if cache is not None:
+                cache.store(row.namespace, row.ids[:held], row.caches)
 
     def leave(self, row: Row, view: Callable[[], Caches], is_alone: bool) -> None:
         """A row is about to leave the batch for good; `view` gives its caches. `is_alone`: no other row stays.
@@ -148,6 +178,9 @@ class Reuse:
     def close(self) -> None:
         if self._cache is not None:
             self._cache.close()
+
+    def _caches_of(self, hit: Hit, tokens: int) -> Caches:
+        return hit.caches(tokens) if self._capacity is None else hit.caches(self._capacity(tokens), in_one=True)
 
     @contextmanager
     def _unless_it_fails(self) -> Iterator[PrefixCache | None]:

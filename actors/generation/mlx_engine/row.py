@@ -81,6 +81,8 @@ class Row:
     """Within which it shares prefixes with others."""
     cached_tokens: int = 0
     """Of the prompt, taken from the prefix cache."""
+    kept: int = 0
+    """Tokens of which the prefix cache was shown what the row has."""
     stops: list[int] = attrs.field(factory=list)
     """Lengths, ascending, at which prefill lets the prefix cache see what it has."""
     prefetch: Prefetch | None = None

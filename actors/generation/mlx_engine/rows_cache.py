@@ -22,6 +22,11 @@ class RowsCache(Protocol):
     """Whether a pass may take several tokens a row and some of them be dropped again."""
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether passes are, each for slabs of one size."""
+        ...
+
+    @property
     def writes_in_place(self) -> bool:
         """Whether a step may be set going while another is in flight without any copy."""
         ...
@@ -51,6 +56,10 @@ class RowsCache(Protocol):
 
     def presize(self, most_bytes: int, rows: int) -> None:
         """Allocate memory for `rows` short rows ahead, at most so many bytes of it."""
+        ...
+
+    def rehearse(self, rows: int) -> None:
+        """Have every pass compiled that up to so many rows need, if passes are; there are no rows."""
         ...
 
     def join(self, added: Sequence[Caches]) -> Order:
@@ -93,6 +102,7 @@ class MergedRows:
     """mlx-lm's batched caches, for models of which some layer keeps more or less than all keys and values."""
 
     can_roll_back = False
+    is_compiled = False
     writes_in_place = False
     stack = None
     widest = 1
@@ -114,6 +124,9 @@ class MergedRows:
 
     def presize(self, most_bytes: int, rows: int) -> None:
         """Nothing: these caches are as long as their rows."""
+
+    def rehearse(self, rows: int) -> None:
+        """Nothing: no pass is compiled."""
 
     def join(self, added: Sequence[Caches]) -> Order:
         if not self._count and len(added) == 1:

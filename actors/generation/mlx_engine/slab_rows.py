@@ -1,11 +1,12 @@
 """Rows in slabs, in groups by length: a long row makes no short one pay, in memory or in time.
 
 A group's capacity is one of a geometric series; a row that fills its group moves to the next one, which copies
-that row alone. The rows of a batch are those of the first group, then those of the second, and so on.
+that row alone. The rows of a batch are those of the first group, then those of the next longer one, and so on.
 """
 
 from __future__ import annotations
 
+import bisect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,6 +39,9 @@ SMALLEST_CAPACITY = 512
 CAPACITY_FACTOR = 4
 COMPILED_WIDTHS = (1, 2, 3, 5, 9, 16)
 """Tokens a row of passes that are compiled: few, for each takes as long as several passes."""
+COMPILED_ROWS = (1, 8, 16, 32)
+"""Rows of a group in passes that are compiled, and multiples of the last: as many as our products take in one tile."""
+_REHEARSED_CAPACITIES = tuple(SMALLEST_CAPACITY * CAPACITY_FACTOR**more for more in (1, 2))
 _TOLERANCE = 0.05
 """Of the largest logit: half precision sums in another order."""
 
@@ -50,7 +54,7 @@ def capacity_for(tokens: int) -> int:
     return capacity
 
 
-class _Pass:
+class CurrentPass:
     """What the layers of one forward pass share. `offset`: one number for all rows, or [rows]."""
 
     def __init__(self) -> None:
@@ -61,7 +65,7 @@ class _Pass:
 class SlabLayer(AttendingCache):
     """One layer of the batch, as the model sees it: a cache that holds nothing by itself."""
 
-    def __init__(self, current: _Pass, index: int) -> None:
+    def __init__(self, current: CurrentPass, index: int) -> None:
         self._pass = current
         self._index = index
 
@@ -100,35 +104,65 @@ class Program:
         widths."""
         self.model = model
         self.kernel = kernel
-        self._pass = _Pass()
+        self._pass = CurrentPass()
         self._layers = [SlabLayer(self._pass, index) for index in range(layers)]
         self._in_place_step = _in_place_step(model, self._layers, self._pass, kernel)
-        self._is_compiled = is_compiled
-        self._compiled_step = mx.compile(self._in_place_step) if is_compiled else self._in_place_step
+        self.is_compiled = is_compiled
+        self._compiled_step: Callable[..., mx.array] = mx.compile(self._in_place_step)
+
+    @property
+    def widest(self) -> int:
+        """Tokens a row that a pass in place may have, 0 if there is none."""
+        return self.kernel.most_tokens if self.kernel is not None else 0
 
     def padded(self, tokens: int) -> int:
         """Tokens a row that a pass had better have which needs so many."""
-        most = self.kernel.most_tokens if self.kernel is not None else 0
-        wider = [width for width in COMPILED_WIDTHS if tokens <= width <= most] if self._is_compiled else []
+        wider = [width for width in COMPILED_WIDTHS if tokens <= width <= self.widest] if self.is_compiled else []
         return min(wider, default=tokens)
 
     def __call__(self, tokens: mx.array, groups: Sequence[SlabGroup], is_plain: bool) -> mx.array:
         """Logits [rows, tokens, vocabulary] of tokens [rows, tokens], the rows of all groups in order."""
-        if self.kernel is not None and tokens.shape[1] <= self.kernel.most_tokens:
-            lengths = [mx.array(group.lengths, dtype=mx.int32) for group in groups]
+        if tokens.shape[1] <= self.widest:
             slabs = [[(layer.keys, layer.values) for layer in group.layers] for group in groups]
-            is_usual = is_plain and tokens.shape[1] in COMPILED_WIDTHS
-            step = self._compiled_step if is_usual else self._in_place_step
-            return step(tokens, lengths, slabs)
+            lengths = [group.lengths for group in groups]
+            if self.is_compiled and is_plain and tokens.shape[1] in COMPILED_WIDTHS:
+                return self._compiled(tokens, lengths, slabs)
+            return self._in_place_step(tokens, [mx.array(each, dtype=mx.int32) for each in lengths], slabs)
         lengths_now = [length for group in groups for length in group.lengths]
         is_even = len(set(lengths_now)) == 1
         self._pass.groups = [CopyingPass(group, tokens.shape[1]) for group in groups]
         self._pass.offset = lengths_now[0] if is_even else mx.array(lengths_now, dtype=mx.int32)
         return _run(self.model, tokens, self._layers, self._pass)
 
+    def _compiled(self, tokens: mx.array, lengths: Sequence[Sequence[int]], slabs: list[Any]) -> mx.array:
+        """With rows added that make up the number of each group, as a pass is compiled for every number: they have no
+        tokens, and a slot at most that nobody has."""
+        spare = [padded_rows(len(each)) - len(each) for each in lengths]
+        padded = [mx.array([*each, *[0] * more], dtype=mx.int32) for each, more in zip(lengths, spare, strict=True)]
+        if not any(spare):
+            return self._compiled_step(tokens, padded, slabs)
+        given: list[mx.array] = []
+        start = 0
+        for each, more in zip(lengths, spare, strict=True):
+            given += [tokens[start : start + len(each)], mx.zeros((more, tokens.shape[1]), tokens.dtype)]
+            start += len(each)
+        logits = self._compiled_step(mx.concatenate(given), padded, slabs)
+        wanted: list[mx.array] = []
+        start = 0
+        for each, more in zip(lengths, spare, strict=True):
+            wanted.append(logits[start : start + len(each)])
+            start += len(each) + more
+        return wanted[0] if len(wanted) == 1 else mx.concatenate(wanted)
+
+
+def padded_rows(rows: int) -> int:
+    """How many rows a compiled pass has for so many of a group."""
+    most = COMPILED_ROWS[-1]
+    return next((each for each in COMPILED_ROWS if rows <= each), -(-rows // most) * most)
+
 
 def _in_place_step(
-    model: Any, layers: list[SlabLayer], current: _Pass, kernel: InPlace | None
+    model: Any, layers: list[SlabLayer], current: CurrentPass, kernel: InPlace | None
 ) -> Callable[..., mx.array]:
     """A pass as a function of arrays alone, so that it can be compiled."""
 
@@ -143,7 +177,7 @@ def _in_place_step(
     return step
 
 
-def _run(model: Any, tokens: mx.array, layers: list[SlabLayer], current: _Pass) -> mx.array:
+def _run(model: Any, tokens: mx.array, layers: list[SlabLayer], current: CurrentPass) -> mx.array:
     logits: mx.array = model(tokens, cache=layers)
     # Nothing of the pass is kept alive.
     current.groups = []
@@ -159,9 +193,13 @@ class SlabRows:
     def __init__(self, program: Program, templates: Caches, form: KvFormat) -> None:
         """`templates`: plain caches with at least one token, for the shapes of keys and values."""
         self.program = program
-        self._templates = templates
+        self.templates = templates
         self._form = form
         self._groups: list[SlabGroup] = []
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.program.is_compiled
 
     @property
     def writes_in_place(self) -> bool:
@@ -173,15 +211,14 @@ class SlabRows:
 
     @property
     def widest(self) -> int:
-        kernel = self.program.kernel
-        return kernel.most_tokens if kernel is not None and kernel.most_tokens > 1 else sys.maxsize
+        return self.program.widest if self.program.widest > 1 else sys.maxsize
 
     @property
     def nbytes(self) -> int:
         return sum(group.nbytes for group in self._groups)
 
     def fresh(self) -> SlabRows:
-        return SlabRows(self.program, self._templates, self._form)
+        return SlabRows(self.program, self.templates, self._form)
 
     def emptied(self, most_bytes: int) -> SlabRows:
         if not self.writes_in_place:
@@ -189,7 +226,6 @@ class SlabRows:
             return self.fresh()
         for group in self._groups:
             group.lengths = []
-        self._groups.sort(key=lambda group: group.nbytes)
         while self.nbytes > most_bytes:
             self._groups.pop()
         return self
@@ -198,7 +234,7 @@ class SlabRows:
         """Allocate what `rows` short rows need, or as much of it as the bytes allow, if slabs are written in place."""
         if not self.writes_in_place:
             return
-        group = SlabGroup(SMALLEST_CAPACITY, self._form, self._templates)
+        group = SlabGroup(SMALLEST_CAPACITY, self._form, self.templates)
         group.allocate(1)
         slots = 1
         while 2 * slots <= rows and 2 * slots * group.nbytes <= most_bytes:
@@ -207,6 +243,29 @@ class SlabRows:
             group.allocate(slots)
             mx.eval(group.arrays)
             self._groups = [group]
+
+    def rehearse(self, rows: int) -> None:
+        """With the slabs that there are."""
+        if not self.is_compiled or not self._groups:
+            return
+        short = self._groups[0]
+        counts = [count for count in COMPILED_ROWS if count <= padded_rows(rows) and min(rows, count) <= short.slots]
+        try:
+            for longer in ((), *((self._lone(capacity),) for capacity in _REHEARSED_CAPACITIES)):
+                for count in counts:
+                    short.lengths = [0] * min(rows, count)
+                    groups = [short, *longer]
+                    tokens = mx.zeros((sum(len(group.lengths) for group in groups), 1), dtype=mx.int32)
+                    mx.eval(self.program(tokens, groups, is_plain=True))
+        finally:
+            short.lengths = []
+
+    def _lone(self, capacity: int) -> SlabGroup:
+        """A group of one row without tokens."""
+        group = SlabGroup(capacity, self._form, self.templates)
+        group.allocate(1)
+        group.lengths = [0]
+        return group
 
     @property
     def lengths(self) -> list[int]:
@@ -292,8 +351,9 @@ class SlabRows:
         for group in self._groups:
             if group.capacity == capacity:
                 return group
-        group = SlabGroup(capacity, self._form, self._templates)
-        self._groups.append(group)
+        group = SlabGroup(capacity, self._form, self.templates)
+        # In one order: passes over the same groups are the same to what compiles them.
+        bisect.insort(self._groups, group, key=lambda each: each.capacity)
         return group
 
     def _find(self, index: int) -> tuple[SlabGroup, int]:
@@ -384,5 +444,10 @@ def _agrees(rows: SlabRows, expected: mx.array, caches: Caches) -> bool:
     ) as error:  # an architecture that wants something else of its caches, a kernel that does not compile
         _log.warning("slabs of this kind are not used", reason=f"{type(error).__name__}: {error}")
         return False
+    return agree(found, expected)
+
+
+def agree(found: mx.array, expected: mx.array) -> bool:
+    """Whether logits are the same, but for the order of sums."""
     wanted = expected.astype(mx.float32)
-    return bool((mx.max(mx.abs(found - wanted)) <= _TOLERANCE * mx.max(mx.abs(wanted))).item())
+    return bool((mx.max(mx.abs(found.astype(mx.float32) - wanted)) <= _TOLERANCE * mx.max(mx.abs(wanted))).item())

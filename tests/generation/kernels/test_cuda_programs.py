@@ -7,7 +7,14 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_serving.actors.generation.mlx_engine import attention_kernels, cuda_programs, draw_kernel, product_kernels
+from mlx_serving.actors.generation.mlx_engine import (
+    attention_kernels,
+    chunk_attention,
+    cuda_programs,
+    draw_kernel,
+    product_kernels,
+    tensor_cores,
+)
 from mlx_serving.actors.generation.mlx_engine.cuda_programs import CompilationFailed, Program, compiled
 from mlx_serving.actors.generation.mlx_engine.kernel_dialects import CUDA
 
@@ -108,12 +115,13 @@ def test_programs_are_used_only_where_one_was_right(monkeypatch: pytest.MonkeyPa
 def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
     product = product_kernels._BEGINNING + product_kernels._DENSE + product_kernels._END
     shape = [("WARPS", 4), ("SPAN", 1), ("OUTPUT_TILES", 2), ("ROW_TILES", 2), ("BIASED", True), ("AXES", 2)]
-    dense = Program("name", ["x", "weights", "bias"], ["y"], product, CUDA.header + product_kernels._FUNCTIONS, "sm_80")
+    dense = Program("name", ["x", "weights", "bias"], ["y"], product, CUDA.header + tensor_cores.FUNCTIONS, "sm_80")
     template = [("T", dtype), ("HALF", dtype == mx.float16), *shape]
     assert compiled(dense.text([(dtype, 2), (dtype, 2), (dtype, 1)], template, [dtype]), "sm_80")
     product = product_kernels._BEGINNING + product_kernels._QUANTIZED + product_kernels._END
     inputs = ["x", "weights", "scales", "offsets", "bias"]
-    quantized = Program("name", inputs, ["y"], product, CUDA.header + product_kernels._FUNCTIONS, "sm_80")
+    functions = CUDA.header + tensor_cores.FUNCTIONS + product_kernels._DIGITS
+    quantized = Program("name", inputs, ["y"], product, functions, "sm_80")
     kinds = [(dtype, 2), (mx.uint32, 2), (dtype, 2), (dtype, 2), (dtype, 1)]
     assert compiled(quantized.text(kinds, [*template, ("GROUP_SIZE", 64)], [dtype]), "sm_80")
     inputs = ["queries", "keys", "values", "slab_keys", "slab_values", "lengths", "scale"]
@@ -121,6 +129,9 @@ def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
     constants = [("T", dtype), ("D", 64), ("G", 3), ("O", mx.float32), ("WARPS", 16)]
     kinds = [*[(dtype, 4)] * 5, (mx.int32, 1), (mx.float32, 1)]
     assert compiled(parts.text(kinds, constants, [mx.float32, mx.float32]), "sm_80")
+    chunk = Program("name", inputs, ["out"], chunk_attention._SOURCE, CUDA.header + tensor_cores.FUNCTIONS, "sm_80")
+    template = [("T", dtype), ("HALF", dtype == mx.float16), ("D", 128), ("G", 4), ("WARPS", 4), ("IS_SPLIT", True)]
+    assert compiled(chunk.text(kinds, template, [dtype]), "sm_80")
     join = Program("name", ["sums", "stats"], ["out"], attention_kernels._JOIN, CUDA.header, "sm_80")
     assert compiled(join.text([(mx.float32, 4), (mx.float32, 4)], constants[:2], [dtype]), "sm_80")
     draw = Program(

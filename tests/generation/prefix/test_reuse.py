@@ -203,6 +203,22 @@ def test_a_warm_prompt_is_prefilled_into_the_cache_and_says_nothing(records: Cal
         assert say(driver, [*TEXT, 1])[1] == len(TEXT) - 1
 
 
+def test_whole_blocks_of_a_prompt_are_kept_on_the_way(records: Callable[[str], ModelRecord]) -> None:
+    engine = loaded(
+        records("llama"), Generation(max_rows=8, prefill_tokens=8, prefix_cache=PrefixCache(block_tokens=16))
+    )
+    driver = Driver(engine)
+    running = driver.submit([1, 2, 3], stopping=Stopping(max_tokens=200, ignore_eos=True))
+    driver.run_until(running, 2)
+    driver.submit(TEXT)
+    while engine.cache_stats().tokens < 48:
+        driver.step()
+    engine.cancel(running)
+    driver.run()
+    assert say(driver, TEXT)[1] == len(TEXT) - 1
+    engine.close()
+
+
 def test_without_the_cache_nothing_is_kept(records: Callable[[str], ModelRecord]) -> None:
     with running(records("llama"), enabled=False) as (engine, driver):
         assert say(driver, TEXT)[0] == say(driver, TEXT)[0]
