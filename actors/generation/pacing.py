@@ -5,6 +5,11 @@ something for each of its tokens. Both are estimated from the steps themselves. 
 its target; but never less than costs little beside the beginning, for a smaller chunk would hold the streams up as long
 and the prompt far longer. While the target is missed whatever the size, a larger chunk is tried from time to time, ever
 more rarely: sizes that are all alike do not tell beginning and tokens apart.
+
+Where chunks cost nothing to begin, all of this falls away: the budget is what is left of a step's target.
+
+While one prompt follows the other, no step is without. Where many more or fewer rows decode by then than in the last
+one that was, a few steps now and then get no prompt tokens, so that the target is that of these rows.
 """
 
 from __future__ import annotations
@@ -30,15 +35,26 @@ _FIRST_TRIAL, _RAREST_TRIAL = 16, 256
 """Chunks that miss the target before a larger one is tried."""
 _EASILY = 0.7
 """What the least chunk takes of what there is where the target is met by more than chance."""
+_ALIKE = 1.5
+"""Steps of so many times as many rows, or as few, count as one kind."""
+_BESIDE_OLD, _MOST_PLAIN = 32, 4
+"""Steps with prompt tokens before some without, where the last of these had other rows; how many there are at most: the
+first one's time may not count."""
 _SURPRISE = 2.0
 """How many times longer or shorter than expected a step is that cannot be true. Changes of the budget are no larger, so
 a mistaken line alone does not lead there."""
 
+_IDLE_SECONDS = 0.25
+"""What a chunk may take while nothing decodes."""
+_FIRST_IDLE_TOKENS, _LARGEST_IDLE_RISE = 256, 4.0
+
 
 @attrs.define
 class ChunkCost:
-    """Seconds that a chunk adds to a step: a line through what was seen, older chunks counting less and less."""
+    """Seconds that a chunk adds to a step: a line through what was seen, older chunks counting less and less. Without
+    `begins` it goes through zero."""
 
+    begins: bool = True
     _weight: float = 0.0
     _tokens: float = 0.0
     _seconds: float = 0.0
@@ -54,7 +70,7 @@ class ChunkCost:
         sums = [_MEMORY * before + now for before, now in zip(old, new, strict=True)]
         self._weight, self._tokens, self._seconds, self._squares, self._products = sums
         variance = self._squares / self._weight - self._mean_tokens**2
-        if self._seconds > 0 and variance > _LEAST_VARIANCE * self._mean_tokens**2:
+        if self.begins and self._seconds > 0 and variance > _LEAST_VARIANCE * self._mean_tokens**2:
             slope = (self._products / self._weight - self._mean_tokens * self._mean_seconds) / variance
             share = 1.0 - slope * self._mean_tokens / self._mean_seconds
             self._share = min(_LARGEST_SHARE, max(0.0, share))
@@ -85,20 +101,24 @@ class ChunkCost:
 class PrefillPace:
     """A budget that is set after every step with prefill, by how long that step took. Each change is bounded."""
 
-    def __init__(self, slowdown: float, least: int, most: int, longest_seconds: float = 0.0) -> None:
+    def __init__(
+        self, slowdown: float, least: int, most: int, longest_seconds: float = 0.0, begins: bool = True
+    ) -> None:
         """A step with prefill may take `slowdown` times a step without, and not more than `longest_seconds` if that
-        is not 0, as far as chunks of at least `least` tokens allow."""
+        is not 0, as far as chunks of at least `least` tokens allow. `begins`: it costs something to begin one."""
         self._slowdown = slowdown
         self._least = least
         self._most = most
         self._longest_seconds = longest_seconds
         self._plain: float | None = None
-        self._cost = ChunkCost()
+        self._plain_rows = 1
+        self._beside_old = 0
+        self._cost = ChunkCost(begins)
         self._is_first = True
         self._is_in_doubt = False
         self._missed = 0
         self._patience = _FIRST_TRIAL
-        self.budget = max(least, min(_START_TOKENS, most))
+        self.budget = max(least, min(_START_TOKENS, most)) if begins else least
 
     def expect(self, costs: Sequence[tuple[int, float]]) -> None:
         """Chunks of so many tokens took so many seconds by themselves: then there is little to try out."""
@@ -106,10 +126,21 @@ class PrefillPace:
             self._cost.add(tokens, seconds)
         self._is_first, self._patience = False, _RAREST_TRIAL
 
-    def observe(self, seconds: float, prefilled: int) -> None:
-        """A step took so long, with so many prompt tokens in it."""
+    def allowance(self, rows: int) -> int:
+        """Prompt tokens that may go beside the next step of so many rows."""
+        if self._plain is None or self._was_plain(rows):
+            self._beside_old = 0
+            return self.budget
+        self._beside_old += 1
+        if self._beside_old == _BESIDE_OLD + _MOST_PLAIN:
+            self._beside_old = 0
+        return self.budget if self._beside_old < _BESIDE_OLD else 0
+
+    def observe(self, seconds: float, prefilled: int, rows: int = 1) -> None:
+        """A step of so many rows took so long, with so many prompt tokens in it."""
         if prefilled == 0:
-            before = seconds if self._plain is None else self._plain
+            before = self._plain if self._plain is not None and self._was_plain(rows) else seconds
+            self._plain_rows = rows
             self._plain = before + _SMOOTHING * (min(seconds, _SURPRISE * before) - before)
             return
         target = self._target()
@@ -126,6 +157,10 @@ class PrefillPace:
         wanted = min(_LARGEST_RISE * prefilled, max(_LARGEST_CUT * prefilled, wanted))
         self.budget = min(self._most, max(self._least, round(wanted)))
 
+    def _was_plain(self, rows: int) -> bool:
+        """Whether the last step without prompt tokens was one of about so many rows."""
+        return self._plain_rows <= _ALIKE * rows and rows <= _ALIKE * self._plain_rows
+
     def _is_credible(self, seconds: float, prefilled: int) -> bool:
         """Whether such a step is to be counted. What else the machine does makes a step longer, never shorter: a long
         one has to come twice, after a short one nothing before it holds."""
@@ -137,7 +172,7 @@ class PrefillPace:
             self._is_in_doubt = True
             return False
         if seconds > _SURPRISE * expected or seconds * _SURPRISE < expected:
-            self._cost = ChunkCost()
+            self._cost = ChunkCost(self._cost.begins)
         self._is_in_doubt = False
         return True
 
@@ -150,6 +185,8 @@ class PrefillPace:
 
     def _tries(self, seconds: float) -> bool:
         """Whether to take a larger chunk than is wanted, for even the least one makes a step too long."""
+        if not self._cost.begins:
+            return False
         least = self._cost.of(self._least)
         if least is None or least <= seconds:
             self._missed = 0
@@ -167,3 +204,18 @@ class PrefillPace:
             return self._longest_seconds or None
         wanted = self._slowdown * self._plain
         return min(wanted, self._longest_seconds) if self._longest_seconds else wanted
+
+
+class IdlePace:
+    """How many prompt tokens go through at once while nothing decodes: what comes in meanwhile waits for them."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least = least
+        self._most = most
+        self.budget = max(least, min(_FIRST_IDLE_TOKENS, most))
+
+    def observe(self, seconds: float, tokens: int) -> None:
+        """So many tokens took so long."""
+        wanted = tokens * _IDLE_SECONDS / seconds if seconds > 0 else self._most
+        wanted = min(_LARGEST_IDLE_RISE * self.budget, max(_LARGEST_CUT * self.budget, wanted))
+        self.budget = min(self._most, max(self._least, round(wanted)))

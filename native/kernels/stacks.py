@@ -25,8 +25,12 @@ class DecoderStack:
     def __init__(self, model: Any) -> None:
         """`model` passed `can_stack`."""
         self._model = model
-        layers = model.model.layers
-        self._stack = OPERATIONS.Stack([layer._fused[0] for layer in layers], layers[0].self_attn.scale)
+        layers, attention = model.model.layers, model.model.layers[0].self_attn
+        self._blocks = [layer._fused[0] for layer in layers]
+        self._scale = attention.scale
+        self._stack = OPERATIONS.Stack(self._blocks, self._scale)
+        self.kv_shape = (attention.n_kv_heads, attention.q_proj.weight.shape[0] // attention.n_heads)
+        """Heads and their size of each layer's keys and values."""
         self._parts = [
             (home, name, home[name], type(home[name]), home[name].weight)
             for layer in layers
@@ -40,11 +44,27 @@ class DecoderStack:
             for home, name, part, kind, weight in self._parts
         )
 
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return len(self._blocks)
+
+    def enter(self, tokens: mx.array) -> mx.array:
+        """What the first layer is given of tokens [rows, tokens]: [rows, tokens, columns]."""
+        hidden: mx.array = self._model.model.embed_tokens(tokens)
+        return hidden
+
+    def go_on(self, hidden: mx.array, first: int, group: SlabGroup) -> mx.array:
+        """Take what layer `first` is given through as many layers as the group has keys and values of; what the one
+        behind them is given."""
+        through = self._blocks[first : first + len(group[1])]
+        given: mx.array = OPERATIONS.Stack(through, self._scale).run(hidden, [group])
+        return given
+
     def __call__(self, tokens: mx.array, groups: Sequence[SlabGroup]) -> mx.array:
         """Logits [rows, tokens, vocabulary] of tokens [rows, tokens], the rows of all groups in order."""
         model = self._model
-        x = model.model.embed_tokens(tokens)
-        hidden = model.model.norm(self._stack.run(x, groups))
+        hidden = model.model.norm(self._stack.run(self.enter(tokens), groups))
         logits: mx.array
         logits = model.model.embed_tokens.as_linear(hidden) if "lm_head" not in model else model.lm_head(hidden)
         return logits

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_serving.actors.generation.pacing import PrefillPace
+from mlx_serving.actors.generation.pacing import IdlePace, PrefillPace
 
 
 @attrs.frozen
@@ -99,6 +99,49 @@ def test_a_step_that_hardly_used_its_budget_says_nothing() -> None:
     assert pace.budget == before
 
 
+def test_what_costs_nothing_to_begin_is_as_much_as_the_target_leaves() -> None:
+    """However the cost of a token moves: dearer tokens in smaller chunks look as if beginning were all that costs."""
+    pace = PrefillPace(2.0, least=4, most=512, begins=False)
+    pace.observe(0.01, 0)
+    found = []
+    for number in range(300):
+        machine = Machine(plain=0.01, token=4e-4 * (1 + number / 100))
+        found.append(machine.step(pace.budget))
+        pace.observe(found[-1], pace.budget)
+    assert max(found[30:]) < 0.0215
+    assert statistics.median(found[30:]) > 0.018
+
+
+def test_the_least_is_never_exceeded_for_a_trial_where_nothing_is_to_begin() -> None:
+    pace = PrefillPace(2.0, least=4, most=512, begins=False)
+    pace.observe(0.001, 0)
+    for _ in range(200):
+        assert pace.budget == 4
+        pace.observe(0.001 + pace.budget * 0.01, pace.budget)
+
+
+def test_steps_without_prompts_are_asked_for_once_other_rows_decode() -> None:
+    pace = PrefillPace(2.0, least=4, most=512, begins=False)
+    pace.observe(0.003, 0, rows=1)
+    given = [pace.allowance(8) for _ in range(100)]
+    runs = [(key, len(list(run))) for key, run in itertools.groupby(given)]
+    assert [key > 0 for key, _ in runs] == [True, False, True, False, True]
+    assert runs[1][1] < 0.2 * runs[0][1]
+    pace.observe(0.009, 0, rows=8)
+    assert all(pace.allowance(rows) for rows in (8, 7, 9, 6) for _ in range(100))
+
+
+def test_the_target_is_that_of_the_rows_of_now() -> None:
+    pace = PrefillPace(2.0, least=4, most=512, begins=False)
+    for _ in range(3):
+        pace.observe(0.003, 0, rows=1)
+    pace.observe(0.01, 0, rows=8)
+    machine = Machine(plain=0.01, token=1e-3)
+    for _ in range(30):
+        pace.observe(machine.step(pace.budget), pace.budget, rows=8)
+    assert pace.budget == 10
+
+
 def test_what_chunks_are_known_to_cost_is_not_tried_out() -> None:
     dear_to_begin = Machine(plain=0.004, beginning=0.006, token=0.0001)
     pace = PrefillPace(2.0, 8, 2048)
@@ -107,3 +150,19 @@ def test_what_chunks_are_known_to_cost_is_not_tried_out() -> None:
     fitting = 0.25 * dear_to_begin.beginning / dear_to_begin.token
     assert max(found[10:]) <= dear_to_begin.step(round(1.1 * fitting))
     assert min(found[10:]) >= dear_to_begin.step(round(0.9 * fitting))
+
+
+@given(rate=st.floats(50, 1e6))
+def test_chunks_take_a_quarter_of_a_second_where_nothing_decodes(rate: float) -> None:
+    pace = IdlePace(128, 2048)
+    for _ in range(8):
+        pace.observe(pace.budget / rate, pace.budget)
+    assert pace.budget == pytest.approx(min(2048, max(128, rate / 4)), rel=0.02)
+
+
+def test_one_that_was_held_up_does_not_spoil_the_idle_pace() -> None:
+    pace = IdlePace(128, 2048)
+    for _ in range(4):
+        pace.observe(pace.budget / 1e5, pace.budget)
+    pace.observe(100.0, pace.budget)
+    assert pace.budget == 1024

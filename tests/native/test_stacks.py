@@ -87,6 +87,26 @@ def test_rows_of_two_groups_get_what_layers_give_them(family: Any, bits: int | N
                 np.testing.assert_allclose(written, np.array(kept[0, :, : cache.offset]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("tokens", [1, 5, 24])
+@pytest.mark.parametrize("length", [1, 40])
+def test_some_layers_at_a_time_are_all_layers(tokens: int, length: int) -> None:
+    model = tiny(llama, 4, True)
+    stack = DecoderStack(model)
+    whole, parts = (slabs_of([filled(model, length)], 96) for _ in range(2))
+    given = mx.random.randint(0, VOCABULARY, (1, tokens), key=mx.random.key(1))
+    hidden = stack.enter(given)
+    expected = stack.go_on(hidden, 0, whole)
+    for first, last in ((0, 1), (1, LAYERS)):
+        hidden = stack.go_on(hidden, first, (parts[0], parts[1][first:last]))
+        mx.eval(hidden)
+    np.testing.assert_array_equal(np.array(hidden), np.array(expected))
+    for (keys, values), (like_keys, like_values) in zip(parts[1], whole[1], strict=True):
+        np.testing.assert_array_equal(np.array(keys), np.array(like_keys))
+        np.testing.assert_array_equal(np.array(values), np.array(like_values))
+    assert stack.layers == LAYERS
+    assert stack.kv_shape == (KV_HEADS, SIZE)
+
+
 def test_nothing_but_the_new_columns_is_written() -> None:
     model = tiny(llama, 4, True)
     lengths, layers = slabs_of([filled(model, 5)], 16)

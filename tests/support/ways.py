@@ -69,6 +69,21 @@ def together(subject: Subject, engine: MlxEngine) -> Answers:
     return driver.ids(ids)
 
 
+def beside_one_that_runs(subject: Subject, engine: MlxEngine) -> Answers:
+    """All but the first come while another answers, each behind the one before."""
+    driver = Driver(engine)
+    running = driver.submit(subject.prompts[0], stopping=Stopping(max_tokens=400, ignore_eos=True))
+    driver.run_until(running, 2)
+    ids = []
+    for prompt in subject.prompts:
+        ids.append(driver.submit(prompt, stopping=subject.stopping))
+        driver.run_until(ids[-1], 1)
+    assert not driver.sequences[running].is_over
+    engine.cancel(running)
+    driver.run()
+    return driver.ids(ids)
+
+
 def among_neighbours(subject: Subject, engine: MlxEngine) -> Answers:
     """A few, each in a batch with seven others that are sampled in other ways and have other lengths."""
     driver = Driver(engine)
@@ -239,6 +254,7 @@ def guided_by_nothing(subject: Subject, engine: MlxEngine) -> Answers:
 WAYS = {
     "alone": Way(alone),
     "together": Way(together),
+    "beside one that runs": Way(beside_one_that_runs),
     "among sampled neighbours": Way(among_neighbours),
     "from one to many to one": Way(from_one_to_many_to_one),
     "without native kernels": Way(together, {"native_kernels": False}),
@@ -268,6 +284,7 @@ WAYS = {
 
 MAIN_WAYS = (
     "alone",
+    "beside one that runs",
     "among sampled neighbours",
     "without native kernels",
     "from short blocks of the prefix cache",

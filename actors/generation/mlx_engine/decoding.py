@@ -24,7 +24,8 @@ from mlx_serving.actors.generation.mlx_engine.speculation import Checked, Specul
 from mlx_serving.actors.generation.pacing import PrefillPace
 from mlx_serving.config.schema import Generation
 
-_LEAST_PREFILL_TOKENS = 8
+_LEAST_WHOLE, _LEAST_LAYERED = 8, 4
+"""Prompt tokens beside a step: of a chunk that goes through the model at once, of one that goes on by some layers."""
 _OVERLAP_BYTES = {"cpu": 4 << 20, "metal": 16 << 20, "cuda": 256 << 20}
 """What is copied sooner than the device would stand idle between steps."""
 
@@ -46,8 +47,13 @@ class Decoding:
         self.batch = batch
         self.speculator: Speculator | None = None
         self.checked = Checked()
+        is_layered = batch.cache.stack is not None
         self.pace = PrefillPace(
-            settings.prefill_slowdown, _LEAST_PREFILL_TOKENS, settings.prefill_tokens, settings.inter_token_seconds
+            settings.prefill_slowdown,
+            _LEAST_LAYERED if is_layered else _LEAST_WHOLE,
+            settings.prefill_tokens,
+            settings.inter_token_seconds,
+            begins=not is_layered,
         )
         self._guiding = guiding
         self._optimizations = settings.metal_optimizations
@@ -163,7 +169,7 @@ class Decoding:
         if checked is None:
             return tokens
         self.checked = checked
-        self._keep_pace(self._prefilled, self.checked.width)
+        self._keep_pace(self._prefilled, len(checked.said), checked.width)
         for row, said in self.checked.said:
             for reading in said:
                 self._take(row, reading)
@@ -197,15 +203,15 @@ class Decoding:
             step, prefilled = self._in_flight[0]
             readings += step.read()
             self._in_flight.popleft()
-            self._keep_pace(prefilled)
+            self._keep_pace(prefilled, len(step.rows))
         return readings
 
     def _take_all(self, readings: Sequence[tuple[Row, Reading]]) -> None:
         for row, reading in readings:
             self._take(row, reading)
 
-    def _keep_pace(self, prefilled: int, width: int = 1) -> None:
-        """A step was read that took `width` tokens in from each row, behind so many prompt tokens.
+    def _keep_pace(self, prefilled: int, rows: int, width: int = 1) -> None:
+        """A step was read that took `width` tokens in from each of so many rows, behind so many prompt tokens.
 
         Since the one before it, the device has computed these and the host has set going what is beside the next step:
         the time says something where that is as much. After a check the host has two steps to set going before it reads
@@ -214,7 +220,7 @@ class Decoding:
         now = self._clock()
         counts = prefilled == self._prefilled and (width > 1 or self._is_steady)
         if self._read_at is not None and counts:
-            self.pace.observe(now - self._read_at, prefilled)
+            self.pace.observe(now - self._read_at, prefilled, rows)
             if self.speculator is not None and not prefilled:
                 self.speculator.saw_step(len(self.batch.rows), width, now - self._read_at)
         self._read_at, self._is_steady = (now if self.batch.rows else None), width == 1

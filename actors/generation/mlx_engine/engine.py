@@ -36,7 +36,7 @@ from mlx_serving.actors.generation.mlx_engine.decoding import Decoding
 from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.draft_model import DraftModel, load_draft
 from mlx_serving.actors.generation.mlx_engine.outputs import Outputs
-from mlx_serving.actors.generation.mlx_engine.prompts import IDLE_TOKENS, Prompts
+from mlx_serving.actors.generation.mlx_engine.prompts import Prompts
 from mlx_serving.actors.generation.mlx_engine.reuse import reuse_for
 from mlx_serving.actors.generation.mlx_engine.row import Reading, Row
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
@@ -277,10 +277,12 @@ class MlxEngine:
             self._adapters,
             self._new_caches,
             self._reuse,
+            cache.stack,
             slabs,
             self._fail,
             self._is_cleared,
             self._say_first,
+            self._clock,
             self._chunks,
         )
 
@@ -342,7 +344,7 @@ class MlxEngine:
         if not row.is_gone:
             self._adapters.release(row.adapter)
         row.is_gone = True
-        row.caches, row.held = None, []
+        row.caches, row.chunk, row.held = None, None, []
         self._rows.pop(row.sequence.sequence_id, None)
 
     def _prefill(self) -> int:
@@ -353,8 +355,9 @@ class MlxEngine:
         most = self._settings.max_prefills if is_busy else self._slots
         self._prompts.admit(most, self._slots - decoding, is_busy)
         if is_busy:
-            return self._prompts.advance(self._decoding.pace.budget, is_alone=False)
-        return self._prompts.advance(IDLE_TOKENS, is_alone=True, is_idle=self._decoding.is_idle)
+            budget = self._decoding.pace.allowance(decoding) if decoding else self._decoding.pace.budget
+            return self._prompts.advance(budget) if budget else 0
+        return self._prompts.advance_alone(is_idle=self._decoding.is_idle)
 
     def _end_prefill_only(self) -> None:
         """Rows of which nothing but the prompt was wanted have ended."""

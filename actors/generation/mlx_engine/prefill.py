@@ -16,7 +16,8 @@ from mlx_serving.actors.generation.mlx_engine.row import Row
 
 _SHORT_TOKENS = 256
 """Prompts up to this share a forward pass, padded to the longest."""
-_CACHE_STEP = 256
+CACHE_STEP = 256
+"""Capacities of caches are multiples of it."""
 
 
 def shares(unfilled: Sequence[int], budget: int) -> list[int]:
@@ -104,5 +105,5 @@ def _sized(caches: Caches, tokens: int) -> Caches:
     """Let caches take so many more tokens without being copied for growth on the way."""
     for cache in caches:
         if isinstance(cache, KVCache | QuantizedKVCache):
-            cache.step = max(_CACHE_STEP, -(-tokens // _CACHE_STEP) * _CACHE_STEP)
+            cache.step = max(CACHE_STEP, -(-tokens // CACHE_STEP) * CACHE_STEP)
     return caches

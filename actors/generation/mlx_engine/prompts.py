@@ -6,24 +6,40 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 import mlx.core as mx
 
+from mlx_serving.actors.clock import Clock
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine import chunk_program, composed_attention, prefill
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.chunk_program import ChunkProgram
 from mlx_serving.actors.generation.mlx_engine.device import back_end
+from mlx_serving.actors.generation.mlx_engine.layered_prefill import LayeredPrefill
 from mlx_serving.actors.generation.mlx_engine.reuse import Reuse
 from mlx_serving.actors.generation.mlx_engine.row import Row
+from mlx_serving.actors.generation.pacing import IdlePace
 from mlx_serving.actors.generation.request import is_prefill_only
+from mlx_serving.native.kernels.stacks import DecoderStack
 
-IDLE_TOKENS = 2048
-"""The budget while nothing decodes."""
+_LEAST_IDLE, _MOST_IDLE = {"cpu": 128, "metal": 512, "cuda": 512}, 2048
+"""Tokens of a chunk while nothing decodes: from the least on a larger one takes hardly less time a token."""
 _MOST_PADDED = 1.25
 """Places of a pass shared beside rows that decode, in units of the tokens in it."""
+_LEAST_WHOLE = 8
+"""Tokens of a chunk that goes through the model at once, where the budget is for some layers of one."""
 _FIRST_TOKENS = {"cpu": 16, "metal": 64, "cuda": 64}
 """Ids left of a prompt up to which logits after all of them take less than a pass of its own for the last one."""
+
+
+@attrs.frozen(eq=False)
+class _IdleChunk:
+    """So many tokens, of `row` among others, that were set going at a time."""
+
+    row: Row
+    begun: float
+    tokens: int
 
 
 class Prompts:
@@ -35,25 +51,32 @@ class Prompts:
         adapters: Adapters,
         new_caches: Callable[[], Caches],
         reuse: Reuse,
+        stack: DecoderStack | None,
         shares_passes: bool,
         fail: Callable[[Row, Exception], None],
         is_cleared: Callable[[Row], bool],
         say_first: Callable[[Row, mx.array], None],
+        clock: Clock,
         chunks: ChunkProgram | None = None,
     ) -> None:
-        """`shares_passes`: several prompts may be padded into one pass, for all layers keep plain keys and values.
-        `chunks`: the model compiled for one row without an adapter, if that is possible.
-        `is_cleared` puts a suspect row to the test. `say_first` draws a row's first token from the logits after its
-        prompt, and waits for it."""
+        """`stack` takes chunks through the model some layers at a time. `shares_passes`: several prompts may be padded
+        into one pass, for all layers keep plain keys and values. `is_cleared` puts a suspect row to the test.
+        `say_first` draws a row's first token from the logits after its prompt, and waits for it. `chunks`: the model
+        compiled for one row without an adapter, if that is possible."""
         self._model = composed_attention.around(model) if shares_passes else model
         self._adapters = adapters
         self._new_caches = new_caches
         self._reuse = reuse
+        self._layered = LayeredPrefill(stack, new_caches) if stack is not None else None
         self._shares_passes = shares_passes
         self._fail = fail
         self._is_cleared = is_cleared
         self._say_first = say_first
+        self._clock = clock
         self._chunks = chunks
+        self._idle_pace = IdlePace(_LEAST_IDLE[back_end()], _MOST_IDLE)
+        self._idle_chunk: _IdleChunk | None = None
+        """The one that was set going in the step before."""
         self.waiting: deque[Row] = deque()
         self.filling: list[Row] = []
         self.ready: list[Row] = []
@@ -85,23 +108,42 @@ class Prompts:
                 self._begin(row)
                 active, room = active + 1, room - 1
 
-    def advance(self, budget: int, is_alone: bool, is_idle: bool = False) -> int:
-        """Set a chunk of prefill going; `is_alone`: nothing decodes, `is_idle`: nor is anything still to be read.
-        Returns its tokens."""
-        active = [row for row in self.filling if not row.is_paused]
-        if is_idle and len(active) == 1 and self._may_say_first(active[0]):
-            return self._fill_all(active[0])
-        if is_alone and not self._is_settled(active):
-            return 0
-        together = self._sharing(active, budget, is_alone)
+    def advance(self, budget: int) -> int:
+        """Set prefill of so many tokens going beside rows that decode. Returns its tokens."""
+        self._idle_chunk = None
+        active = self._active
+        together = self._sharing(active, budget, is_alone=False)
         if len(together) > 1:
             return self._fill_together(together, budget)
-        counts = prefill.shares([row.until_stop for row in active], budget)
-        if not is_alone:
-            counts = [self._in_one_pass(row, count) for row, count in zip(active, counts, strict=True)]
-        for row, count in zip(active, counts, strict=True):
-            self._fill(row, count)
-        return sum(counts)
+        counts = prefill.shares([row.unpaid for row in active], budget)
+        counts = [self._in_one_pass(row, count) for row, count in zip(active, counts, strict=True)]
+        return sum(self._fill(row, count, is_alone=False) for row, count in zip(active, counts, strict=True))
+
+    def advance_alone(self, is_idle: bool) -> int:
+        """Set a chunk of prefill going while nothing decodes; `is_idle`: nor is anything still to be read. Returns its
+        tokens."""
+        last, self._idle_chunk = self._idle_chunk, None
+        active = self._active
+        if is_idle and len(active) == 1 and self._may_say_first(active[0]):
+            return self._fill_all(active[0])
+        if not self._is_settled(active):
+            return 0
+        now = self._clock()
+        if last is not None and last.row in active:
+            self._idle_pace.observe(now - last.begun, last.tokens)
+        budget = self._idle_pace.budget
+        together = self._sharing(active, budget, is_alone=True)
+        if len(together) > 1:
+            return self._fill_together(together, budget)
+        counts = prefill.shares([row.unpaid for row in active], budget)
+        tokens = sum(self._fill(row, count, is_alone=True) for row, count in zip(active, counts, strict=True))
+        if active:
+            self._idle_chunk = _IdleChunk(max(active, key=lambda row: row.unfilled), now, tokens)
+        return tokens
+
+    @property
+    def _active(self) -> list[Row]:
+        return [row for row in self.filling if not row.is_paused]
 
     def _is_settled(self, rows: Sequence[Row]) -> bool:
         """Wait for what is in flight: nothing else bounds how far the host runs ahead. A failure is that of all."""
@@ -117,7 +159,7 @@ class Prompts:
         """Wait until what was set going of these is computed."""
         if self._chunks is not None:
             self._chunks.wait()
-        mx.eval([prompt_caches.states(row.caches) for row in rows if row.caches is not None])
+        mx.eval([_under_way(row) for row in rows])
 
     @property
     def may_join(self) -> bool:
@@ -141,16 +183,28 @@ class Prompts:
         except Exception as error:
             self._fail(row, error)
 
-    def _fill(self, row: Row, count: int) -> None:
+    def _fill(self, row: Row, count: int, is_alone: bool) -> int:
+        """Set prefill of a row going that is worth so many tokens, or a little more or less; returns what it is."""
         try:
-            self._adapters.select([row.adapter])
-            prefill.fill(self._model, row, count, self._new_caches, self._chunks_for(row))
+            layered = self._layered
+            if layered is not None and (row.chunk is not None or not is_alone) and layered.takes(row):
+                # Alone, what is left goes through at once, but for what the layers behind a chunk's wait for.
+                if is_alone and row.chunk is not None:
+                    count = min(count, row.chunk.tokens - row.chunk.paid)
+                layered.fill(row, count)
+            else:
+                row.chunk = None
+                if layered is not None:
+                    count = max(count, min(_LEAST_WHOLE, row.until_stop))
+                self._adapters.select([row.adapter])
+                prefill.fill(self._model, row, count, self._new_caches, self._chunks_for(row))
             self._reuse.advance(row)
         except Exception as error:
             self._fail(row, error)
-            return
+            return count
         if not row.unfilled:
             self._done(row)
+        return count
 
     def _sharing(self, active: Sequence[Row], budget: int, is_alone: bool) -> list[Row]:
         """Those whose whole prompts go through in one pass. While others decode all or none, so that none waits for
@@ -165,6 +219,7 @@ class Prompts:
     def _may_say_first(self, row: Row) -> bool:
         """Whether its first token may come from the pass that ends its prompt: soonest, if nothing waits meanwhile."""
         is_plain = self._shares_passes and row.awaited_guide is None and not row.is_suspect
+        is_plain = is_plain and row.chunk is None
         return is_plain and not is_prefill_only(row.sequence) and row.unfilled < _FIRST_TOKENS[back_end()]
 
     def _fill_all(self, row: Row) -> int:
@@ -200,7 +255,7 @@ class Prompts:
             # Alone, the row at fault fails by itself.
             for row in rows:
                 row.caches, row.filled = None, 0
-                self._fill(row, row.unfilled)
+                self._fill(row, row.unfilled, is_alone=True)
             return count
         for row in rows:
             self._reuse.advance(row)
@@ -217,6 +272,13 @@ class Prompts:
         self.waiting = deque(row for row in self.waiting if not row.is_gone)
         self.filling = [row for row in self.filling if not row.is_gone]
         self.ready = [row for row in self.ready if not row.is_gone]
+
+
+def _under_way(row: Row) -> Any:
+    """The arrays that are computed last for a row so far."""
+    if row.chunk is not None:
+        return row.chunk.hidden
+    return prompt_caches.states(row.caches) if row.caches is not None else []
 
 
 def _may_join(row: Row) -> bool:

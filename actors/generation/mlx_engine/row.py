@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 import attrs
+import mlx.core as mx
 
 from mlx_serving.actors.errors import ServingError
 from mlx_serving.actors.generation.answer import Answer, Timeline
@@ -36,6 +37,19 @@ class Reading:
 
 
 @attrs.define(eq=False)
+class Chunk:
+    """Tokens of a prompt on their way through the model, a few layers at a time."""
+
+    tokens: int
+    hidden: mx.array
+    """What the next layer is given, [1, tokens, columns]."""
+    layer: int = 0
+    """The next one."""
+    paid: int = 0
+    """What the way so far is worth, in tokens."""
+
+
+@attrs.define(eq=False)
 class Row:
     """`ids` are prompt and answer so far; the caches hold the first `filled` of them.
 
@@ -52,6 +66,8 @@ class Row:
     """Its slot in `Adapters`."""
     caches: Caches | None = None
     filled: int = 0
+    chunk: Chunk | None = None
+    """Behind those filled, with its keys and values in the caches as far as it is."""
     is_paused: bool = False
     is_parked: bool = False
     """Paused, and out of the batch."""
@@ -89,13 +105,18 @@ class Row:
         return min(self.unfilled, self.stops[0] - self.filled) if self.stops else self.unfilled
 
     @property
+    def unpaid(self) -> int:
+        """What of them is left to do: a chunk on its way counts as far as it has not come."""
+        return self.until_stop - (self.chunk.paid if self.chunk is not None else 0)
+
+    @property
     def is_drawn_out(self) -> bool:
         """Its last token is drawn or being drawn: no step is needed after it."""
         return self.sampling.position >= self.answer.limit
 
     def restart(self) -> None:
         """Compute everything again from the ids: what the caches held is lost."""
-        self.caches = None
+        self.caches = self.chunk = None
         self.filled = self.kept = 0
         self.is_suspect = True
         self.sampling.rewind(self.ids[self.prompt_tokens :])

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.native.kernels.stacks import DecoderStack
 
 Order = list[int]
 """Where each row was before: row i of now was row `order[i]`; rows that were added count on from the old ones."""
@@ -28,6 +29,11 @@ class RowsCache(Protocol):
     @property
     def writes_in_place(self) -> bool:
         """Whether a step may be set going while another is in flight without any copy."""
+        ...
+
+    @property
+    def stack(self) -> DecoderStack | None:
+        """What takes the model's layers in one operation; None where there is no such."""
         ...
 
     @property
@@ -99,6 +105,7 @@ class MergedRows:
     can_roll_back = False
     is_compiled = False
     writes_in_place = False
+    stack = None
     widest = 1
 
     def __init__(self, model: Any) -> None:

@@ -26,6 +26,7 @@ from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.actors.generation.mlx_engine.rows_cache import MergedRows, Order, RowsCache
 from mlx_serving.actors.generation.mlx_engine.slab_pass import InPlace, in_place_kernel
 from mlx_serving.actors.generation.mlx_engine.slab_program import Program, numbers_of_rows
+from mlx_serving.native.kernels.stacks import DecoderStack
 
 _log = structlog.get_logger(actor="engine")
 
@@ -68,6 +69,10 @@ class SlabRows:
     @property
     def writes_in_place(self) -> bool:
         return self.program.kernel is not None
+
+    @property
+    def stack(self) -> DecoderStack | None:
+        return self.program.kernel.stack if self.program.kernel is not None else None
 
     @property
     def widest(self) -> int:
