@@ -26,11 +26,13 @@ _USED_SHARE = 0.5
 """A step that took less of its budget than this says nothing about the budget."""
 _BESIDE_BEGINNING = 0.25
 """What the tokens of a chunk may cost in any case, as a part of what it costs to begin one."""
-_MEMORY = 0.9
-"""What each chunk leaves of the weight of those before it."""
+_MEMORY, _SHORT_MEMORY = 0.9, 0.6
+"""What each chunk leaves of the weight of those before it, and where it is known what it costs to begin."""
 _LEAST_VARIANCE = 0.01
 """Of chunk sizes, in units of their mean squared: below it they do not tell beginning and tokens apart."""
 _LARGEST_SHARE = 0.98
+_FEW_TOKENS = 32
+"""Of a chunk of which nearly all is what it costs to begin."""
 _FIRST_TRIAL, _RAREST_TRIAL = 16, 256
 """Chunks that miss the target before a larger one is tried."""
 _EASILY = 0.7
@@ -52,9 +54,12 @@ _FIRST_IDLE_TOKENS, _LARGEST_IDLE_RISE = 256, 4.0
 @attrs.define
 class ChunkCost:
     """Seconds that a chunk adds to a step: a line through what was seen, older chunks counting less and less. Without
-    `begins` it goes through zero."""
+    `begins` it goes through zero, and where it is `known` what a chunk costs to begin, through that: then what it takes
+    longer is its tokens, each of which costs the more, the more there are before it."""
 
     begins: bool = True
+    known: tuple[float, float] | None = None
+    """What a chunk costs to begin and for each token with nothing before it."""
     _weight: float = 0.0
     _tokens: float = 0.0
     _seconds: float = 0.0
@@ -67,8 +72,16 @@ class ChunkCost:
         """A chunk of so many tokens made a step so much longer."""
         new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
         old = (self._weight, self._tokens, self._seconds, self._squares, self._products)
-        sums = [_MEMORY * before + now for before, now in zip(old, new, strict=True)]
+        kept = _MEMORY if self.known is None else _SHORT_MEMORY
+        sums = [kept * before + now for before, now in zip(old, new, strict=True)]
         self._weight, self._tokens, self._seconds, self._squares, self._products = sums
+        if self.known is not None:
+            beginning, token = self.known
+            if tokens <= _FEW_TOKENS:  # the host may have become slower, or faster
+                beginning += _SMOOTHING * (seconds - tokens * token - beginning)
+                self.known = beginning, token
+            self._share = min(_LARGEST_SHARE, max(0.0, beginning / self._mean_seconds)) if self._seconds > 0 else 0.0
+            return
         variance = self._squares / self._weight - self._mean_tokens**2
         if self.begins and self._seconds > 0 and variance > _LEAST_VARIANCE * self._mean_tokens**2:
             slope = (self._products / self._weight - self._mean_tokens * self._mean_seconds) / variance
@@ -121,10 +134,12 @@ class PrefillPace:
         self.budget = max(least, min(_START_TOKENS, most)) if begins else least
 
     def expect(self, costs: Sequence[tuple[int, float]]) -> None:
-        """Chunks of so many tokens took so many seconds by themselves: then there is little to try out."""
+        """Chunks of so many tokens took so many seconds by themselves, with nothing before them: then there is little
+        to try out."""
         for tokens, seconds in costs:
             self._cost.add(tokens, seconds)
-        self._is_first, self._patience = False, _RAREST_TRIAL
+        self._cost.known = self._cost.beginning, self._cost.token
+        self._is_first = False
 
     def allowance(self, rows: int) -> int:
         """Prompt tokens that may go beside the next step of so many rows."""
@@ -172,7 +187,7 @@ class PrefillPace:
             self._is_in_doubt = True
             return False
         if seconds > _SURPRISE * expected or seconds * _SURPRISE < expected:
-            self._cost = ChunkCost(self._cost.begins)
+            self._cost = ChunkCost(self._cost.begins, self._cost.known)
         self._is_in_doubt = False
         return True
 
@@ -185,7 +200,7 @@ class PrefillPace:
 
     def _tries(self, seconds: float) -> bool:
         """Whether to take a larger chunk than is wanted, for even the least one makes a step too long."""
-        if not self._cost.begins:
+        if not self._cost.begins or self._cost.known is not None:
             return False
         least = self._cost.of(self._least)
         if least is None or least <= seconds:

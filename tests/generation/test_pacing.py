@@ -142,14 +142,43 @@ def test_the_target_is_that_of_the_rows_of_now() -> None:
     assert pace.budget == 10
 
 
+def _known(machine: Machine) -> PrefillPace:
+    """A pace that was told what chunks cost on a machine."""
+    pace = PrefillPace(2.0, 8, 512)
+    pace.expect([(tokens, machine.step(tokens) - machine.plain) for tokens in (16, 32, 64, 128, 256, 512)])
+    return pace
+
+
 def test_what_chunks_are_known_to_cost_is_not_tried_out() -> None:
-    dear_to_begin = Machine(plain=0.004, beginning=0.006, token=0.0001)
-    pace = PrefillPace(2.0, 8, 2048)
-    pace.expect([(tokens, dear_to_begin.step(tokens) - dear_to_begin.plain) for tokens in (16, 64, 256)])
-    found = durations(pace, dear_to_begin, steps=200)
-    fitting = 0.25 * dear_to_begin.beginning / dear_to_begin.token
-    assert max(found[10:]) <= dear_to_begin.step(round(1.1 * fitting))
-    assert min(found[10:]) >= dear_to_begin.step(round(0.9 * fitting))
+    machine = Machine(plain=0.004, beginning=0.006, token=0.0001)
+    found = durations(_known(machine), machine, steps=200)
+    fitting = 0.25 * machine.beginning / machine.token
+    assert max(found[10:]) <= machine.step(round(1.1 * fitting))
+    assert min(found[10:]) >= machine.step(round(0.9 * fitting))
+
+
+def test_chunks_get_smaller_as_their_tokens_get_dearer() -> None:
+    machine = Machine(plain=0.006, beginning=0.009, token=0.000005)
+    pace, filled, found = _known(machine), 0, []
+    for _ in range(3):
+        pace.observe(machine.plain, 0)
+    while filled < 4096:
+        dearer = attrs.evolve(machine, token=machine.token + filled * 2e-8)
+        found.append(dearer.step(pace.budget))
+        filled += pace.budget
+        pace.observe(found[-1], pace.budget)
+    assert max(found) < machine.plain + 1.6 * machine.beginning
+    assert len(found) < 80
+
+
+def test_a_host_that_has_become_slow_does_not_leave_chunks_small() -> None:
+    machine = Machine(plain=0.004, beginning=0.006, token=0.000005)
+    pace = _known(machine)
+    slow = attrs.evolve(machine, plain=0.008, beginning=0.012)
+    durations(pace, slow, steps=30)
+    low = pace.budget
+    durations(pace, slow, steps=60)
+    assert pace.budget > 1.5 * low
 
 
 @given(rate=st.floats(50, 1e6))

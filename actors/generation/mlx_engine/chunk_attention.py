@@ -25,7 +25,7 @@ from mlx_serving.actors.generation.mlx_engine.kernel_dialects import CUDA
 TILE_TOKENS = 16
 """Chunks are a multiple of this."""
 _WARPS = 4
-_MANY_WARPS = 512
+_MANY_WARPS = 1024
 """So many occupy a large device; of fewer, all of a block take the same tokens, and a part of the columns each."""
 _HEAD_SIZES = (64, 128)
 

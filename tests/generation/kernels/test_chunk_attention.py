@@ -70,7 +70,7 @@ def wide(array: mx.array) -> Any:
     return np.array(array.astype(mx.float32)).astype(np.float64)
 
 
-@pytest.mark.parametrize("many_warps", [0, 512], ids=["a warp alone", "columns divided"])
+@pytest.mark.parametrize("many_warps", [0, 1024], ids=["a warp alone", "columns divided"])
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 @pytest.mark.parametrize(
     ("lengths", "tokens", "share", "size"),
