@@ -19,7 +19,7 @@ def interference(subject: Subject, size: InsideSize) -> dict[str, Any]:
     result: dict[str, Any] = {"prompt_tokens": size.long_prompt_tokens, "streams": _STREAMS}
     ways: dict[str, dict[str, Any]] = {"paced": {}, "prefill_slowdown unbounded": {"prefill_slowdown": _UNBOUNDED}}
     if not is_cpu():
-        ways["composed_attention off"] = {"composed_attention": "off"}
+        ways["compile_steps off"] = {"compile_steps": "off"}
     for name, settings in ways.items():
         with subject.engine(**settings) as engine:
             _once(subject, Stage(engine), size, -1)
