@@ -15,7 +15,7 @@ import attrs
 
 from mlx_serving.actors.addresses import AddressBook
 from mlx_serving.actors.clock import Clock, monotonic
-from mlx_serving.actors.errors import ProtocolError, describe
+from mlx_serving.actors.errors import ProtocolError, ServingError, describe
 from mlx_serving.actors.logs import configure_logging, get_logger
 from mlx_serving.actors.messages.envelope import Envelope
 from mlx_serving.actors.messages.supervision import ActorFailed, ActorReady, Heartbeat, SettingsChanged, Stop
@@ -163,6 +163,7 @@ class Loop:
         self._actor = actor
         self._node = node
         self._stop: Stop | None = None
+        self._is_set_up = False
         self._next_tick = node.clock()
         self._next_beat = node.clock()
 
@@ -170,15 +171,23 @@ class Loop:
         """Set up, run, tear down. False when the actor failed; the supervisor has been told why."""
         try:
             ready = self._actor.set_up(self._node)
+            self._is_set_up = True
             self._node.tell("supervisor", ready or ActorReady(self._actor.name, os.getpid()))
             self._turns()
         except Exception as error:
-            self._node.log.exception("actor failed")
+            self._log_failure(error)
             self._node.tell("supervisor", ActorFailed(self._actor.name, describe(error)))
             return False
         finally:
             self._end()
         return True
+
+    def _log_failure(self, error: Exception) -> None:
+        """The reason why an actor cannot start needs no traceback; the supervisor passes it on."""
+        if not self._is_set_up and isinstance(error, ServingError):
+            self._node.log.debug("actor not ready", exc_info=error)
+        else:
+            self._node.log.error("actor failed", exc_info=error)
 
     def _turns(self) -> None:
         more_waits = False

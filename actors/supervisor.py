@@ -315,6 +315,8 @@ class Supervisor:
         if member is None or member.state not in ("starting", "ready"):
             return
         if member.is_replica and member.state == "starting":
+            if self.failure is None and not self._ends_with(member):  # the host says why the runtime ends
+                self._node.log.error("replica cannot start", actor=name, reason=error.message)
             self._give_up(member, error)  # it said why: another try would say the same
         else:
             self._lost(member, error.message)
@@ -391,8 +393,12 @@ class Supervisor:
             member.child.kill()
         self._tell_owners(ReplicaDown(member.name, member.model.name, error.message, restarting=False, error=error))
         self._replicas.remove(member)
-        if member.is_default and not self.model_serves.is_set():
+        if self._ends_with(member):
             self._fail(ModelLoadFailed(error.message, model=member.model.name))
+
+    def _ends_with(self, member: Member) -> bool:
+        """Whether the runtime ends when this replica is given up."""
+        return member.is_default and not self.model_serves.is_set()
 
     def _restart_due(self, now: float) -> None:
         for member in self._all():

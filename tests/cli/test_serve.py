@@ -16,6 +16,7 @@ import psutil
 import pytest
 from cli.conftest import Run
 from support.server import COMMAND, Server, environment
+from support.tiny_models import make_tiny_model
 from support.wait import until
 
 from mlx_serving.actors.models.record import ModelRecord
@@ -160,6 +161,30 @@ def test_a_model_nobody_knows_is_refused_before_anything_starts(run: Run, stocke
     refused = run("serve", "smolm2", home=stocked)
     assert refused.returncode == 2
     assert "smollm2-135m" in refused.stderr
+    assert not list((stocked / "run").glob("r*"))
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused_by_one_clear_error(run: Run, home: Path) -> None:
+    make_tiny_model(home / "models" / "target", "llama")
+    tokenizer = make_tiny_model(home / "models" / "stranger", "llama").path / "tokenizer.json"
+    tokens = json.loads(tokenizer.read_text(encoding="utf-8"))
+    ids = tokens["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    tokenizer.write_text(json.dumps(tokens), encoding="utf-8")
+    refused = run("serve", "target", "--draft-model", "stranger", "--port", "0", home=home)
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    told = [line for line in refused.stderr.splitlines() if "stranger" in line]
+    assert len(told) == 1, refused.stderr
+    assert told[0].startswith("error: the draft model stranger has another vocabulary than target")
+    assert "choose a draft model of the same family" in told[0]
+
+
+def test_a_draft_model_nobody_knows_is_refused_before_anything_starts(run: Run, stocked: Path) -> None:
+    refused = run("serve", "smollm2-135m", "--draft-model", "smolm2", home=stocked)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: there is no model 'smolm2'")
+    assert "Traceback" not in refused.stderr
     assert not list((stocked / "run").glob("r*"))
 
 

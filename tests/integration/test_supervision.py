@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from integration.conftest import placed
 from support.server import Server
 from support.sse import EventStream
+from support.tiny_models import make_tiny_model
 from support.wait import until
 
 pytestmark = pytest.mark.integration
@@ -136,6 +138,19 @@ def test_a_load_that_fails_is_reported_and_the_default_model_goes_on(serving_hom
         status, answer = server.post("/admin/models/load", {"model": "smollm3"})
         assert (status, answer["error"]["code"]) == (404, "model_not_found")
         assert server.post("/v1/completions", {**BODY, "max_tokens": 3})[0] == 200
+
+
+def test_a_replica_that_cannot_start_is_named_in_the_log_without_a_traceback(home: Path) -> None:
+    make_tiny_model(home / "models" / "whole", "llama")
+    config = make_tiny_model(home / "models" / "other", "llama").path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "intermediate_size": 48}))
+    with Server(home, models__default="whole") as server:
+        status, answer = server.post("/admin/models/load", {"model": "other"})
+        assert (status, answer["error"]["code"]) == (500, "model_load_failed")
+        assert server.get("/readyz")[0] == 200
+        assert "replica cannot start" in server.log()
+        assert answer["error"]["message"] in server.log()
+        assert "Traceback" not in server.log()
 
 
 def test_two_servers_share_a_home_and_do_not_meet(serving_home: Path) -> None:
