@@ -21,7 +21,7 @@ from pathlib import Path
 
 import attrs
 
-from mlx_serving.actors.generation.prefix.disk_index import NAME, DiskIndex, Entry, Figures
+from mlx_serving.actors.generation.prefix.disk_index import FILES, DiskIndex, Entry, Figures
 from mlx_serving.actors.generation.prefix.disk_record import (
     PARTIAL,
     SUFFIX,
@@ -197,7 +197,7 @@ class DiskTier:
             raise
         except sqlite3.DatabaseError:
             self.dropped += 1
-            for name in (NAME, f"{NAME}-wal", f"{NAME}-shm"):
+            for name in FILES:
                 (self._folder / name).unlink(missing_ok=True)
             index = DiskIndex(self._folder)
         self.figures = index.figures(self._model)

@@ -6,10 +6,10 @@ without a row, is what a process that died left, and harmless.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -18,6 +18,8 @@ from mlx_serving.actors.generation.prefix.disk_record import Record, Stored
 from mlx_serving.actors.generation.prefix.keys import ID_BYTES
 
 NAME = "index.sqlite"
+FILES = (NAME, f"{NAME}-wal", f"{NAME}-shm")
+"""The list, and what SQLite keeps beside it while it is open."""
 _VERSION = 1
 _BUSY_SECONDS = 5.0
 _SCHEMA = (
@@ -65,6 +67,7 @@ class DiskIndex:
             folder / NAME, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
+            _keep_private(folder)
             self._go_wal()
             self._connection.execute("PRAGMA synchronous = NORMAL")
             self._prepare()
@@ -174,7 +177,7 @@ class DiskIndex:
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version = {_VERSION}")
 
-    @contextmanager
+    @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
@@ -190,3 +193,15 @@ class DiskIndex:
             Entry(model, key, bool(is_state), start, stop, tokens, Stored(*stored))
             for model, key, is_state, start, stop, tokens, *stored in rows
         ]
+
+
+def _keep_private(folder: Path) -> None:
+    """Leave the files to their owner alone.
+
+    Before the first statement, as SQLite gives new files beside the list its mode. By name, as closing a descriptor of
+    the list would drop the locks that other connections of this process have on it.
+    """
+    for name in FILES:
+        # A file system without modes refuses, and the mount says who reads it.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            (folder / name).chmod(0o600)

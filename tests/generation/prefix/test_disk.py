@@ -19,6 +19,7 @@ from support.wait import until
 
 from mlx_serving.actors.generation.prefix import disk as disk_module
 from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetched
+from mlx_serving.actors.generation.prefix.disk_index import FILES
 from mlx_serving.actors.generation.prefix.disk_record import Record, Tensor
 from mlx_serving.actors.generation.prefix.disk_search import Wanted
 from mlx_serving.actors.generation.prefix.keys import prefix_key
@@ -77,6 +78,10 @@ def fetch(tier: DiskTier, ids: tuple[int, ...], **held: int) -> list[Fetched]:
 
 def notes(fetched: list[Fetched]) -> list[tuple[str, int, int]]:
     return [(each.note, each.start, each.stop) for each in fetched]
+
+
+def modes_of_index(tiers: Tiers) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in tiers.folder.glob("index.sqlite*")}
 
 
 def test_blocks_are_found_again_to_the_token_after_a_restart(tiers: Tiers) -> None:
@@ -227,6 +232,16 @@ def test_the_folders_and_files_are_for_their_owner_alone(tiers: Tiers) -> None:
     keep(tiers.open(), block(IDS, 0, 10))
     assert tiers.folder.stat().st_mode & 0o777 == 0o700
     assert [path.stat().st_mode & 0o077 for path in tiers.files()] == [0]
+    assert modes_of_index(tiers) == dict.fromkeys(FILES, 0o600)
+
+
+def test_an_index_that_others_could_read_is_closed_to_them(tiers: Tiers) -> None:
+    keep(tiers.open(), block(IDS, 0, 10))
+    for name in FILES:
+        (tiers.folder / name).chmod(0o644)
+    keep(tiers.open(), block(IDS, 10, 20))
+    assert modes_of_index(tiers) == dict.fromkeys(FILES, 0o600)
+    assert tiers.warnings == []
 
 
 def test_two_tiers_on_one_folder_share_and_keep_nothing_twice(tiers: Tiers) -> None:
