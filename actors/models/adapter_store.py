@@ -54,6 +54,18 @@ class AdapterStore:
                     found.append(self.show(its_base, name))
         return found
 
+    def problems(self) -> dict[str, str]:
+        """Adapters that cannot be used, as `base:name`, and why."""
+        found = {}
+        for base, name in sorted(self._names()):
+            try:
+                self.show(base, name)
+            except ModelNotFound:
+                continue  # removed since its name was read
+            except ModelLoadFailed as error:
+                found[f"{base}:{name}"] = error.message
+        return found
+
     def names(self) -> dict[str, tuple[str, ...]]:
         """The adapters of each base, without a look at their files."""
         found: dict[str, tuple[str, ...]] = {}

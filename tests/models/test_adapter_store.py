@@ -175,6 +175,20 @@ def test_damaged_files_are_told_by_their_path(trained: Path) -> None:
         describe_adapter(trained, "llama", "a", "")
 
 
+def test_an_adapter_that_cannot_be_used_is_a_problem_and_the_others_are_listed(
+    base: ModelRecord, trained: Path, home: Path, tmp_path: Path
+) -> None:
+    store = AdapterStore(home, (f"llama:gone={tmp_path / 'gone'}",))
+    whole = store.add(trained, base, "whole")
+    broken = store.add(trained, base, "broken").weights
+    broken.write_bytes(broken.read_bytes()[:-10])
+    assert store.list() == [whole]
+    problems = store.problems()
+    assert list(problems) == ["llama:broken", "llama:gone"]
+    assert str(broken) in problems["llama:broken"]
+    assert "holds neither" in problems["llama:gone"]
+
+
 def test_embeddings_and_lone_matrices_are_refused(trained: Path) -> None:
     weights = trained / "adapters.safetensors"
     lone = {"model.layers.0.self_attn.q_proj.lora_a": mx.zeros((32, 3))}
