@@ -16,7 +16,7 @@ from support.engines import loaded, mlx_lm_greedy
 from support.gpu_kernels import HAS_COMPILER
 from support.shims import Shims, forget
 
-from mlx_serving.actors.generation.mlx_engine import loading
+from mlx_serving.actors.generation.mlx_engine import loading, prompts
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.messages.values import Stopping
 from mlx_serving.config.schema import Generation, PrefixCache, Speculation
@@ -68,26 +68,26 @@ def _is_said(engine: MlxEngine, prompt: list[int], said: list[int]) -> bool:
 def test_prompts_of_any_length_go_in_beside_others_pause_and_begin_alike(engine: MlxEngine) -> None:
     driver, drawn = Driver(engine), random.Random(3)
     beginning = [drawn.randrange(250) for _ in range(120)]
-    prompts: dict[int, list[int]] = {}
+    texts: dict[int, list[int]] = {}
     for _ in range(14):
         prompt = beginning[: drawn.choice([1, 2, 17, 40, 100, 120])]
         prompt = prompt + [drawn.randrange(250) for _ in range(drawn.choice([1, 3, 30]))]
         tokens = drawn.choice([1, 3, 9, 20])
         said = driver.submit(prompt, stopping=Stopping(max_tokens=tokens, ignore_eos=True))
-        prompts[said] = prompt
+        texts[said] = prompt
         for _ in range(drawn.randrange(4)):
             driver.step()
         if drawn.random() < 0.4:
-            paused = drawn.choice(list(prompts))
+            paused = drawn.choice(list(texts))
             engine.pause(paused)
             driver.step()
             engine.resume(paused)
         if drawn.random() < 0.2:
-            cancelled = drawn.choice(list(prompts))
+            cancelled = drawn.choice(list(texts))
             engine.cancel(cancelled)
-            del prompts[cancelled]
+            del texts[cancelled]
     driver.run()
-    for said, prompt in prompts.items():
+    for said, prompt in texts.items():
         assert _is_said(engine, prompt, driver.sequences[said].ids)
     assert engine.cache_stats().hits > 3
 
@@ -116,3 +116,19 @@ def test_a_chunk_that_fails_costs_its_row_alone(engine: MlxEngine, monkeypatch: 
     said = driver.submit([*prompt, 2])
     driver.run()
     assert _is_said(engine, [*prompt, 2], driver.sequences[said].ids)
+
+
+def test_few_long_prompts_are_filled_at_once_for_their_memory(
+    engine: MlxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "_MOST_LONG", 2)
+    driver = Driver(engine)
+    texts = [[(place * (7 + row)) % 250 for place in range(300 + row)] for row in range(4)]
+    said = [driver.submit(text, stopping=Stopping(max_tokens=3, ignore_eos=True)) for text in texts]
+    most = 0
+    while engine.pending:
+        driver.step()
+        most = max(most, len(engine._prompts.filling))
+    assert most == 2
+    for text, each in zip(texts, said, strict=True):
+        assert _is_said(engine, text, driver.sequences[each].ids)

@@ -26,7 +26,7 @@ from mlx_serving.actors.generation.mlx_engine.slab_rows import SlabRows, agree, 
 _log = structlog.get_logger(actor="engine")
 
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
-_MOST_PADDED = 1.5
+_MOST_PLACES = 1.5
 """Places of a pass in units of its tokens, from which two passes take less time; small ones take the same."""
 _EASILY_PADDED = 128
 _REHEARSED_WIDTHS, _REHEARSED_ENDINGS = WIDTHS[:-2], WIDTHS[:2]
@@ -38,7 +38,7 @@ def passes(tokens: int) -> list[int]:
     parts = []
     while tokens:
         padded = min((width for width in WIDTHS if width >= tokens), default=None)
-        if padded is not None and (padded <= _EASILY_PADDED or padded <= _MOST_PADDED * tokens):
+        if padded is not None and (padded <= _EASILY_PADDED or padded <= _MOST_PLACES * tokens):
             parts.append(tokens)
             return parts
         parts.append(max(width for width in WIDTHS if width <= tokens))

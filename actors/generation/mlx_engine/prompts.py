@@ -29,6 +29,8 @@ _MOST_PADDED = 1.25
 """Places of a pass shared beside rows that decode, in units of the tokens in it."""
 _LEAST_WHOLE = 8
 """Tokens of a chunk that goes through the model at once, where the budget is for some layers of one."""
+_MOST_LONG = 4
+"""Prompts that are filled side by side in caches as large as slabs."""
 _FIRST_TOKENS = {"cpu": 16, "metal": 64, "cuda": 64}
 """Ids left of a prompt up to which logits after all of them take less than a pass of its own for the last one."""
 
@@ -103,7 +105,11 @@ class Prompts:
         for row in list(self.waiting):
             if active >= most or room <= 0:
                 return
-            if not row.is_paused and not self._reuse.must_wait(row, self.filling, is_busy):
+            if (
+                not row.is_paused
+                and self._has_memory_for(row)
+                and not self._reuse.must_wait(row, self.filling, is_busy)
+            ):
                 self.waiting.remove(row)
                 self._begin(row)
                 active, room = active + 1, room - 1
@@ -140,6 +146,12 @@ class Prompts:
         if active:
             self._idle_chunk = _IdleChunk(max(active, key=lambda row: row.unfilled), now, tokens)
         return tokens
+
+    def _has_memory_for(self, row: Row) -> bool:
+        """Whether it may begin beside those that have begun, as caches for compiled chunks are as large as slabs."""
+        if self._chunks is None or prefill.can_share(row):
+            return True
+        return sum(not prefill.can_share(each) for each in self.filling) < _MOST_LONG
 
     @property
     def _active(self) -> list[Row]:
