@@ -129,10 +129,14 @@ class Supervisor:
         self._node.poller.wait(WAIT_SECONDS)
         self._node.waker.rest()
         self._allow_for_own_absence(self._node.clock())
+        commands = []
         while not self._commands.empty():
-            self._dispatch(self._commands.get())
+            commands.append(self._commands.get())
+        # What an actor said before it ended comes first: it may be why.
         while (envelope := self._node.inbox.receive()) is not None:
             self._dispatch(envelope.message)
+        for command in commands:
+            self._dispatch(command)
         now = self._node.clock()
         self._watch(now)
         self._restart_due(now)
