@@ -52,6 +52,9 @@ struct Peak {
 // Weights that one partial sum of `weigh` takes in.
 constexpr long kWeighBlock = 512;
 
+// Elements that `collect` may write beyond those it returns.
+constexpr long kVectorRoom = 16;
+
 // What is added to a row's logits and taken off them, [count] each; null pointers where there is nothing.
 struct Adjustment {
   const float* bias;
@@ -112,10 +115,12 @@ struct Kernels {
 
   // Of logits whose bit in `mask` is set, of all for a null mask; with a mask, `masked` gets the others as -inf.
   Peak (*peak)(const float* logits, const uint32_t* mask, long count, float* masked);
-  // weights = exp((logits - most) * factor), 0 below exp(-87); sums[i] is that of the i-th kWeighBlock of them.
+  // weights = exp((logits - most) * factor), 0 below exp(-87); sums[i] is that of the i-th kWeighBlock of them. With
+  // null for weights these are only summed.
   void (*weigh)(const float* logits, float most, float factor, long count, float* weights, float* sums);
-  // The weights of at least `least`, in order, and their places; returns their number.
-  long (*collect)(const float* weights, float least, long count, float* found, int32_t* places);
+  // Such weights of those whose exponents are at least `least`, in order, and their places; returns their number. Both
+  // have room for count + kVectorRoom.
+  long (*collect)(const float* logits, float most, float factor, float least, long count, float* found, int32_t* places);
   // y = logits + bias; those seen divided by `repetition` where positive, else times it; less what was said costs.
   void (*adjust)(const float* logits, const Adjustment& adjustment, long count, float* y);
 };

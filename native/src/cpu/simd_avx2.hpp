@@ -52,6 +52,14 @@ inline V select(uint32_t bits, V a, V b) {
   __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane_bits), lane_bits);
   return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(chosen))};
 }
+inline long pack(uint32_t bits, V a, long first, float* values, int32_t* places) {
+  uint64_t bytes = _pdep_u64(bits, 0x0101010101010101ull) * 0xff;
+  __m128i packed = _mm_cvtsi64_si128(int64_t(_pext_u64(0x0706050403020100ull, bytes)));
+  __m256i lanes = _mm256_cvtepu8_epi32(packed);
+  _mm256_storeu_ps(values, _mm256_permutevar8x32_ps(a.v, lanes));
+  _mm256_storeu_si256((__m256i*)places, _mm256_add_epi32(lanes, _mm256_set1_epi32(int(first))));
+  return __builtin_popcount(bits);
+}
 inline float sum(V a) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));

@@ -54,6 +54,14 @@ inline Words held(Words a) {
 inline uint32_t at_least(V a, V b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 // Lanes of `a` whose bit is set, of `b` elsewhere.
 inline V select(uint32_t bits, V a, V b) { return {_mm512_mask_blend_ps(__mmask16(bits), b.v, a.v)}; }
+// The lanes whose bit is set, one after another, and `first` plus their numbers; returns how many. Writes up to W of each.
+inline long pack(uint32_t bits, V a, long first, float* values, int32_t* places) {
+  __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i numbers = _mm512_add_epi32(lanes, _mm512_set1_epi32(int(first)));
+  _mm512_storeu_ps(values, _mm512_maskz_compress_ps(__mmask16(bits), a.v));
+  _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(__mmask16(bits), numbers));
+  return __builtin_popcount(bits);
+}
 inline float sum(V a) { return _mm512_reduce_add_ps(a.v); }
 inline V round(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline V exponent(V a) {

@@ -54,6 +54,17 @@ inline V select(uint32_t bits, V a, V b) {
   uint32x4_t lane_bits = {1, 2, 4, 8};
   return {vbslq_f32(vtstq_u32(vdupq_n_u32(bits), lane_bits), a.v, b.v)};
 }
+inline long pack(uint32_t bits, V a, long first, float* values, int32_t* places) {
+  float lanes[W];
+  store(lanes, a);
+  long some = 0;
+  for (; bits != 0; bits &= bits - 1) {
+    int lane = __builtin_ctz(bits);
+    values[some] = lanes[lane];
+    places[some++] = int32_t(first + lane);
+  }
+  return some;
+}
 inline float sum(V a) { return vaddvq_f32(a.v); }
 inline V round(V a) { return {vrndnq_f32(a.v)}; }
 inline V exponent(V a) {

@@ -50,6 +50,17 @@ inline V select(uint32_t bits, V a, V b) {
   for (int l = 0; l < W; l++) a.v[l] = (bits >> l) & 1 ? a.v[l] : b.v[l];
   return a;
 }
+inline long pack(uint32_t bits, V a, long first, float* values, int32_t* places) {
+  float lanes[W];
+  store(lanes, a);
+  long some = 0;
+  for (; bits != 0; bits &= bits - 1) {
+    int lane = __builtin_ctz(bits);
+    values[some] = lanes[lane];
+    places[some++] = int32_t(first + lane);
+  }
+  return some;
+}
 inline float sum(V a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 // The nearest integer, as a float; for magnitudes below 2^22.
 inline V round(V a) {

@@ -52,33 +52,46 @@ void weigh(const float* logits, float most, float factor, long count, float* wei
     for (; i + W <= end; i += W) {
       V x = mul(sub(load(logits + i), set1(most)), set1(factor));
       V weight = select(at_least(x, set1(faintest)), exp(x), zero());
-      store(weights + i, weight);
+      if (weights) store(weights + i, weight);
       total = add(total, weight);
     }
     float rest = 0.0f;
     for (; i < end; i++) {
-      float x = (logits[i] - most) * factor;
-      weights[i] = x >= faintest ? std::exp(x) : 0.0f;
-      rest += weights[i];
+      float x = (logits[i] - most) * factor, weight = x >= faintest ? std::exp(x) : 0.0f;
+      if (weights) weights[i] = weight;
+      rest += weight;
     }
     sums[first / kWeighBlock] = sum(total) + rest;
   }
 }
 
-long collect(const float* weights, float least, long count, float* found, int32_t* places) {
+long collect(const float* logits, float most, float factor, float least, long count, float* found, int32_t* places) {
+  // Several vectors a branch: where a few lanes in a hundred are wanted, one for each vector is guessed wrong too often.
+  constexpr int kVectors = 4;
   long some = 0, i = 0;
-  for (; i + W <= count; i += W) {
-    for (uint32_t bits = at_least(load(weights + i), set1(least)); bits != 0; bits &= bits - 1) {
-      long place = i + __builtin_ctz(bits);
-      found[some] = weights[place];
-      places[some++] = int32_t(place);
+  auto exponents = [&](long place) { return mul(sub(load(logits + place), set1(most)), set1(factor)); };
+  for (; i + kVectors * W <= count; i += kVectors * W) {
+    V x[kVectors];
+    uint32_t bits[kVectors], any = 0;
+    for (int j = 0; j < kVectors; j++) {
+      x[j] = exponents(i + j * W);
+      any |= bits[j] = at_least(x[j], set1(least));
     }
+    if (any == 0) continue;
+    for (int j = 0; j < kVectors; j++) some += pack(bits[j], x[j], i + j * W, found + some, places + some);
   }
   for (; i < count; i++) {
-    if (!(weights[i] >= least)) continue;
-    found[some] = weights[i];
+    float x = (logits[i] - most) * factor;
+    if (!(x >= least)) continue;
+    found[some] = x;
     places[some++] = int32_t(i);
   }
+  for (i = 0; i + W <= some; i += W) store(found + i, exp(load(found + i)));
+  if (i == some) return some;
+  float rest[W] = {};
+  for (long j = i; j < some; j++) rest[j - i] = found[j];
+  store(rest, exp(load(rest)));
+  for (long j = i; j < some; j++) found[j] = rest[j - i];
   return some;
 }
 
