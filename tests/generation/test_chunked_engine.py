@@ -132,3 +132,20 @@ def test_few_long_prompts_are_filled_at_once_for_their_memory(
     assert most == 2
     for text, each in zip(texts, said, strict=True):
         assert _is_said(engine, text, driver.sequences[each].ids)
+
+
+def test_prompts_that_are_paused_keep_no_other_from_beginning(
+    engine: MlxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "_MOST_LONG", 1)
+    driver = Driver(engine)
+    texts = [[(place * (7 + row)) % 250 for place in range(600)] for row in range(2)]
+    first = driver.submit(texts[0], stopping=Stopping(max_tokens=3, ignore_eos=True))
+    driver.step()
+    engine.pause(first)
+    second = driver.submit(texts[1], stopping=Stopping(max_tokens=3, ignore_eos=True))
+    driver.run_until(second, 3)
+    assert not driver.sequences[first].ids
+    engine.resume(first)
+    driver.run()
+    assert _is_said(engine, texts[0], driver.sequences[first].ids)

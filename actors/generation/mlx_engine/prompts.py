@@ -151,7 +151,7 @@ class Prompts:
         """Whether it may begin beside those that have begun, as caches for compiled chunks are as large as slabs."""
         if self._chunks is None or prefill.can_share(row):
             return True
-        return sum(not prefill.can_share(each) for each in self.filling) < _MOST_LONG
+        return sum(not prefill.can_share(each) for each in self._active) < _MOST_LONG
 
     @property
     def _active(self) -> list[Row]:
@@ -230,8 +230,7 @@ class Prompts:
 
     def _may_say_first(self, row: Row) -> bool:
         """Whether its first token may come from the pass that ends its prompt: soonest, if nothing waits meanwhile."""
-        is_plain = self._shares_passes and row.awaited_guide is None and not row.is_suspect
-        is_plain = is_plain and row.chunk is None
+        is_plain = self._shares_passes and row.awaited_guide is None and row.chunk is None and not row.is_suspect
         return is_plain and not is_prefill_only(row.sequence) and row.unfilled < _FIRST_TOKENS[back_end()]
 
     def _fill_all(self, row: Row) -> int:
