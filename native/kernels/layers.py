@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn
 
 from mlx_serving.native.kernels.operations import OPERATIONS
-from mlx_serving.native.kernels.pure import BITS, FLOATING, GROUP_SIZES
+from mlx_serving.native.kernels.pure import BITS, FLOATING, GROUP_SIZES, PANEL_ROWS
 
 _nn: Any = mlx.nn
 """Its modules carry no types."""
@@ -28,6 +28,13 @@ class NativeQuantizedLinear(_nn.QuantizedLinear):  # type: ignore[misc]
 
 class NativeQuantizedEmbedding(_nn.QuantizedEmbedding):  # type: ignore[misc]
     """A quantised embedding, also as the output layer."""
+
+    def __call__(self, x: mx.array) -> Any:
+        if self.weight.ndim == 2:
+            return super().__call__(x)
+        panel, row = x // PANEL_ROWS, x % PANEL_ROWS
+        weight, scales, biases = (part[panel, :, row] for part in (self.weight, self.scales, self.biases))
+        return mx.dequantize(weight, scales=scales, biases=biases, group_size=self.group_size, bits=self.bits)
 
     def as_linear(self, x: mx.array) -> Any:
         scales, biases = self._narrowed()
@@ -122,6 +129,20 @@ def _quantized_product(layer: Any, x: mx.array) -> mx.array:
     return OPERATIONS.quantized_matmul(  # type: ignore[no-any-return]
         x, layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits
     )
+
+
+def outputs_of(layer: Any) -> int:
+    """Rows of a linear layer's matrix, in whatever layout it is."""
+    if not isinstance(layer, _nn.QuantizedLinear):
+        return int(layer.weight.shape[0])
+    return int(layer.weight.size * 32 // layer.bits // inputs_of(layer))
+
+
+def inputs_of(layer: Any) -> int:
+    """Columns of a linear layer's matrix."""
+    if not isinstance(layer, _nn.QuantizedLinear):
+        return int(layer.weight.shape[1])
+    return int(layer.scales.shape[1] * layer.group_size)
 
 
 def takes_quantized(layer: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn
 
-from mlx_serving.native.kernels import blocks, functions, layers
+from mlx_serving.native.kernels import blocks, functions, layers, panels
 from mlx_serving.native.kernels.operations import choice
 
 _nn: Any = mlx.nn
@@ -44,6 +44,7 @@ def install(model: Any) -> int:
         if ours is not type(module) and takes(module):
             module.__class__ = ours
             changed += 1
+    panels.lay_out(model)
     functions.install(model)
     return changed + sum(map(blocks.fuse, model.modules()))
 
@@ -66,5 +67,6 @@ def uninstall(model: Any) -> None:
     for module in model.modules():
         blocks.unfuse(module)
         layers.forget(module)
+        panels.take_back(module)
         module.__class__ = origins.get(type(module), type(module))
     functions.uninstall(model)

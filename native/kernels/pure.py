@@ -13,6 +13,7 @@ import mlx.core as mx
 FLOATING = (mx.float32, mx.float16, mx.bfloat16)
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+PANEL_ROWS = 32
 
 
 def quantized_matmul(
@@ -20,8 +21,11 @@ def quantized_matmul(
 ) -> mx.array:
     """x `[..., k]` times the transpose of an affinely quantised matrix `[n, k]`: `[..., n]` in x's type.
 
-    `scales` and `biases` are `[n, k / group_size]` of one floating type. Raises ValueError for other arrays.
+    `scales` and `biases` are `[n, k / group_size]` of one floating type; all three may be in panels. Raises ValueError
+    for other arrays.
     """
+    if weight.ndim == 3:
+        weight, scales, biases = map(from_panels, (weight, scales, biases))
     _require(bits in BITS, "bits must be 2, 3, 4, 5, 6 or 8")
     _require(group_size in GROUP_SIZES, "group_size must be 32, 64 or 128")
     _floating(x=x, scales=scales)
@@ -40,6 +44,28 @@ def quantized_matmul(
     wide, wide_scales, wide_biases = (each.astype(mx.float32) for each in (x, scales, biases))
     product = mx.quantized_matmul(wide, weight, wide_scales, wide_biases, group_size=group_size, bits=bits)
     return product.astype(x.dtype)
+
+
+def takes_panels() -> bool:
+    """Whether products with panels are faster than with matrices."""
+    return False
+
+
+def to_panels(matrix: mx.array) -> mx.array:
+    """A matrix `[n, k]` as panels `[n / 32, k, 32]`: rows next to each other, element by element.
+
+    Raises ValueError unless n is a multiple of 32.
+    """
+    _require(
+        matrix.ndim == 2 and matrix.size > 0 and matrix.shape[0] % PANEL_ROWS == 0,
+        f"a matrix {matrix.shape} in panels must have a multiple of 32 rows",
+    )
+    return mx.contiguous(matrix.reshape(-1, PANEL_ROWS, matrix.shape[1]).swapaxes(1, 2))
+
+
+def from_panels(panels: mx.array) -> mx.array:
+    """The matrix that `to_panels` was given."""
+    return mx.contiguous(panels.swapaxes(1, 2).reshape(-1, panels.shape[1]))
 
 
 def matmul(x: mx.array, weight: mx.array) -> mx.array:

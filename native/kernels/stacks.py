@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_serving.native.kernels import blocks
+from mlx_serving.native.kernels.layers import outputs_of
 from mlx_serving.native.kernels.operations import OPERATIONS
 
 SlabGroup = tuple[mx.array, Sequence[tuple[mx.array, mx.array]]]
@@ -29,7 +30,7 @@ class DecoderStack:
         self._blocks = [layer._fused[0] for layer in layers]
         self._scale = attention.scale
         self._stack = OPERATIONS.Stack(self._blocks, self._scale)
-        self.kv_shape = (attention.n_kv_heads, attention.q_proj.weight.shape[0] // attention.n_heads)
+        self.kv_shape = (attention.n_kv_heads, outputs_of(attention.q_proj) // attention.n_heads)
         """Heads and their size of each layer's keys and values."""
         self._parts = [
             (home, name, home[name], type(home[name]), home[name].weight)

@@ -34,6 +34,8 @@ NB_MODULE(_kernels, m) {
   m.def("use_instructions", [](const std::string& name) { return mlx_serving::cpu::use_instructions(name.c_str()); });
   m.def("quantized_matmul", &mlx_serving::quantized_matmul, "x"_a, "weight"_a, "scales"_a, "biases"_a, "group_size"_a,
         "bits"_a);
+  m.def("takes_panels", &mlx_serving::takes_panels);
+  m.def("to_panels", &mlx_serving::to_panels, "matrix"_a);
   m.def("matmul", &mlx_serving::matmul, "x"_a, "weight"_a);
   m.def("rms_norm", &mlx_serving::rms_norm, "x"_a, "weight"_a.none(), "eps"_a);
   m.def("layer_norm", &mlx_serving::layer_norm, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a);

@@ -27,7 +27,7 @@ types = st.sampled_from(list(TYPES.values()))
 seeds = st.integers(0, 2**31)
 
 
-@pytest.fixture(scope="module", params=["pure", "scalar", "avx2", "avx512", "neon"])
+@pytest.fixture(scope="module", params=["pure", "scalar", "avx2", "avx512", "avx512_vnni", "neon"])
 def twin(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """The pure twin, and the native one with each instruction set."""
     before = mx.default_device()
@@ -90,6 +90,54 @@ def test_quantised_products(
     x = strided(seed + 1, (rows, group * groups), dtype, kind)
     found = twin.quantized_matmul(x, weight, scales, biases, group, bits)
     agrees(found, exact(x) @ exact(wide).T, dtype)
+
+
+@examples(60)
+@given(
+    seeds, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128]), st.integers(1, 9), types, types,
+    st.integers(1, 40), st.integers(1, 4), st.sampled_from([1e-20, 1.0, 1e20]),
+)  # fmt: skip
+def test_products_with_panels(
+    twin: ModuleType, seed: int, bits: int, group: int, groups: int, dtype: mx.Dtype, scale_type: mx.Dtype, rows: int,
+    panels: int, size: float,
+) -> None:  # fmt: skip
+    if twin.__name__.endswith("_kernels") and not twin.takes_panels():
+        pytest.skip("these instructions have no products with panels")
+    weight, scales, biases = mx.quantize(normal(seed, (32 * panels, group * groups)), group_size=group, bits=bits)
+    scales, biases = scales.astype(scale_type), biases.astype(scale_type)
+    wide = mx.dequantize(weight, scales.astype(mx.float32), biases.astype(mx.float32), group_size=group, bits=bits)
+    # Of half precision only what it can hold; one column far above the others, as activations have them.
+    factor = size if dtype == mx.float32 else 1.0
+    x = normal(seed + 1, (rows, group * groups)) * factor
+    x = mx.where(mx.arange(x.shape[1]) == seed % x.shape[1], 50 * x, x).astype(dtype)
+    found = twin.quantized_matmul(x, *map(twin.to_panels, (weight, scales, biases)), group, bits)
+    agrees(found / factor, exact(x) / factor @ exact(wide).T, dtype)
+
+
+@examples(20)
+@given(seeds, st.integers(0, 95), st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+def test_what_is_not_finite_stays_so_in_its_row_of_panels(
+    twin: ModuleType, seed: int, place: int, value: float
+) -> None:
+    if twin.__name__.endswith("_kernels") and not twin.takes_panels():
+        pytest.skip("these instructions have no products with panels")
+    parts = map(twin.to_panels, mx.quantize(normal(seed, (32, 96)), group_size=32, bits=4))
+    x = normal(seed + 1, (3, 96))
+    x[1, place] = value
+    finite = mx.isfinite(twin.quantized_matmul(x, *parts, 32, 4))
+    assert mx.all(finite, axis=1).tolist() == [True, False, True]
+    assert not mx.any(finite[1]).item()
+
+
+@examples(20)
+@given(st.integers(1, 5), st.integers(1, 70), st.sampled_from([mx.uint32, *TYPES.values()]))
+def test_panels_are_rows_side_by_side(twin: ModuleType, panels: int, columns: int, dtype: mx.Dtype) -> None:
+    matrix = mx.arange(32 * panels * columns).reshape(columns, -1).astype(dtype).T
+    found = twin.to_panels(matrix)
+    assert found.shape == (panels, columns, 32)
+    assert mx.array_equal(found, matrix.reshape(panels, 32, columns).swapaxes(1, 2)).item()
+    pure = importlib.import_module("mlx_serving.native.kernels.pure")
+    assert mx.array_equal(pure.from_panels(found), matrix).item()
 
 
 @examples(60)
@@ -285,6 +333,10 @@ WRONG: dict[str, Wrong] = {
     "bits": lambda twin: twin.quantized_matmul(one(1, 64), one(8, 8).astype(mx.uint32), one(8, 1), one(8, 1), 64, 7),
     "group": lambda twin: twin.quantized_matmul(one(1, 48), one(8, 6).astype(mx.uint32), one(8, 1), one(8, 1), 48, 4),
     "scales": lambda twin: twin.quantized_matmul(one(1, 64), one(8, 8).astype(mx.uint32), one(8, 2), one(8, 2), 64, 4),
+    "rows of panels": lambda twin: twin.to_panels(one(33, 8)),
+    "axes": lambda twin: twin.quantized_matmul(
+        one(1, 64), one(32, 8).astype(mx.uint32), one(1, 1, 32), one(1, 1, 32), 64, 4
+    ),
     "weight type": lambda twin: twin.quantized_matmul(one(1, 64), one(8, 8), one(8, 1), one(8, 1), 64, 4),
     "norm weight": lambda twin: twin.rms_norm(one(2, 8), one(7), 1e-5),
     "gate shape": lambda twin: twin.swiglu(one(2, 8), one(2, 7)),

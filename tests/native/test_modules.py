@@ -8,17 +8,20 @@ import mlx.core as mx
 import mlx.nn
 import numpy as np
 import pytest
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama
 from mlx_lm.models.cache import make_prompt_cache
 from support.stock import own_functions
 
 from mlx_serving.native.kernels import choice, functions
+from mlx_serving.native.kernels.layers import inputs_of, outputs_of
 from mlx_serving.native.kernels.modules import TABLE, half_precision_weights, install, uninstall
+from mlx_serving.native.kernels.operations import OPERATIONS
 
 nn: Any = mlx.nn
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 needs_kernels = pytest.mark.skipif(choice.choice == "pure", reason="the native kernels are not built here")
+needs_panels = pytest.mark.skipif(not OPERATIONS.takes_panels(), reason="this processor multiplies with no panels")
 
 
 def tiny_llama(bits: int | None) -> Any:
@@ -85,6 +88,31 @@ def test_nothing_of_ours_stays_after_uninstall(bits: int | None) -> None:
         uninstall(model)
         assert makings(model) == before
         assert called_functions() == [theirs for theirs, _ in functions.OURS.values()]
+
+
+@needs_panels
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_quantised_layers_are_laid_out_in_panels_and_back(bits: int) -> None:
+    model = tiny_llama(bits)
+    before = dict(tree_flatten(model.parameters()))
+    install(model)
+    layer, is_suited = model.model.layers[0].self_attn.q_proj, bits in (4, 8)
+    assert [layer[part].ndim for part in ("weight", "scales", "biases")] == [3 if is_suited else 2] * 3
+    assert (inputs_of(layer), outputs_of(layer)) == (128, 128)
+    uninstall(model)
+    after = dict(tree_flatten(model.parameters()))
+    assert before.keys() == after.keys()
+    assert all(mx.array_equal(before[name], after[name]).item() for name in before)
+
+
+@needs_panels
+def test_layers_of_unknown_families_keep_their_layout() -> None:
+    layer = nn.QuantizedLinear(64, 32, group_size=32, bits=4)
+    x = mx.random.normal((5, 64))
+    expected = np.array(layer(x))
+    install(layer)
+    assert layer.weight.ndim == 2
+    np.testing.assert_allclose(np.array(layer(x)), expected, rtol=1e-5, atol=1e-5)
 
 
 @needs_kernels

@@ -23,6 +23,7 @@ import mlx.nn
 
 from mlx_serving.actors.errors import GenerationFailed, ModelLoadFailed, ModelNotFound
 from mlx_serving.actors.models.adapter import AdaptedLayer, AdapterRecord
+from mlx_serving.native.kernels.layers import inputs_of, outputs_of
 
 _nn: Any = mlx.nn
 """Its modules carry no types."""
@@ -228,9 +229,7 @@ class Adapters:
             raise ModelLoadFailed(
                 f"the adapter {record.name} is not for {record.base}: {name}: {kind}", model=record.base
             )
-        outputs, inputs = module.weight.shape
-        if isinstance(module, _nn.QuantizedLinear):
-            inputs = inputs * 32 // module.bits
+        inputs, outputs = inputs_of(module), outputs_of(module)
         if (inputs, outputs) != (adapted.inputs, adapted.outputs):
             raise ModelLoadFailed(
                 f"the adapter {record.name} is not for {record.base}: its {name} is {inputs} to {outputs} and the "

@@ -10,6 +10,7 @@ namespace {
 bool supported(const Kernels* table) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  if (table == &avx512_vnni::table) return supported(&avx512::table) && __builtin_cpu_supports("avx512vnni");
   if (table == &avx512::table)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -23,7 +24,7 @@ bool supported(const Kernels* table) {
 
 constexpr const Kernels* kTables[] = {
 #if defined(__x86_64__)
-    &avx512::table, &avx2::table,
+    &avx512_vnni::table, &avx512::table, &avx2::table,
 #elif defined(__aarch64__)
     &neon::table,
 #endif

@@ -19,6 +19,9 @@ struct QuantizedMatrix {
   long columns;
   int group;  // a multiple of 32 that divides columns
   int bits;   // 2, 3, 4, 5, 6 or 8
+  // Whether kPanelRows rows lie side by side, word by word, and so do their scales and biases, group by group. Only
+  // with 4 or 8 bits, complete panels, and where the processor has `panel_product`.
+  bool in_panels = false;
 
   long row_words() const { return columns * bits / 32; }
   long row_groups() const { return columns / group; }
@@ -32,6 +35,11 @@ struct DenseMatrix {
   long columns;
   long stride;
 };
+
+// Rows of a panel: two vectors of AVX-512.
+constexpr long kPanelRows = 32;
+// Rows of x that meet a panel at once, at most: sums of more do not stay in registers.
+constexpr int kPanelTile = 3;
 
 enum class Activation { silu, gelu };
 
@@ -83,6 +91,15 @@ struct Kernels {
   void (*dense_rows)(const DenseMatrix& matrix, long first, long last, const float* x, long x_stride, long count,
                      float* y, long y_stride);
 
+  // Products with panels, where digits stay bytes; null where the processor cannot multiply these. x is split into
+  // planes of bytes for it, panel_bytes a row.
+  long (*panel_bytes)(long columns, int group);
+  // The planes of `count` rows of x, up to kPanelTile, for digits of `bits` bits in groups of `group`.
+  void (*split_planes)(const float* x, long count, long columns, int group, int bits, char* planes);
+  // As quantized_rows, for the rows [first, last), whole panels, and x in planes.
+  void (*panel_product)(const QuantizedMatrix& matrix, long first, long last, const char* planes, long count, float* y,
+                        long y_stride);
+
   // Packs rows [first, first + tile_rows) of x, of which `count` exist, columns [begin, end).
   void (*pack_left)(const float* x, long x_stride, long count, long begin, long end, float* packed);
   // Packs tile_columns rows of a matrix from row `first` on, columns [begin, end); begin and end are multiples of 32.
@@ -127,7 +144,7 @@ struct Kernels {
 
 // The best table for this processor, or the one named by use_instructions.
 const Kernels& kernels();
-// Chooses "avx512", "avx2", "neon" or "scalar"; false, and nothing changed, if this processor or build has it not.
+// Chooses "avx512_vnni", "avx512", "avx2", "neon" or "scalar"; false, and nothing changed, if this processor or build has it not.
 bool use_instructions(const char* name);
 
 namespace scalar {
@@ -138,6 +155,9 @@ namespace avx2 {
 extern const Kernels table;
 }
 namespace avx512 {
+extern const Kernels table;
+}
+namespace avx512_vnni {
 extern const Kernels table;
 }
 #elif defined(__aarch64__)

@@ -4,6 +4,7 @@
 
 #include "../cpu/block.hpp"
 #include "arrays.hpp"
+#include "primitives.hpp"
 
 namespace mlx_serving {
 
@@ -61,9 +62,10 @@ class BlockWeights {
   cpu::Projection projection(const LinearParameters& given) {
     require(given.weight.size() == 1 || given.weight.size() == 3, "a layer must have one array or three");
     mx::array weight = keep(given.weight[0], given.weight[0].dtype());
-    require(weight.ndim() == 2, "a weight must have two axes");
     cpu::Projection layer{given.weight.size() == 3, {}, {}, nullptr};
-    long rows = weight.shape(0);
+    require(weight.ndim() == 2 || (weight.ndim() == 3 && layer.is_quantized),
+            "a weight must have two axes, or three in panels");
+    long rows = matrix_rows(weight);
     if (layer.is_quantized) {
       require(given.bits >= 2 && given.bits <= 8 && given.bits != 7, "bits must be 2, 3, 4, 5, 6 or 8");
       require(given.group_size == 32 || given.group_size == 64 || given.group_size == 128,
@@ -72,11 +74,12 @@ class BlockWeights {
       mx::array scales = keep(given.weight[1], halve ? mx::float16 : given.weight[1].dtype());
       mx::array biases = keep(given.weight[2], scales.dtype());
       long columns = long(weight.shape(1)) * 32 / given.bits;
-      require(weight.dtype() == mx::uint32 && scales.ndim() == 2 && scales.shape() == biases.shape() &&
-                  scales.shape(0) == rows && scales.shape(1) * long(given.group_size) == columns,
+      require(weight.dtype() == mx::uint32 && scales.ndim() == weight.ndim() && scales.shape() == biases.shape() &&
+                  scales.shape(0) == weight.shape(0) && scales.shape(1) * long(given.group_size) == columns,
               "scales and biases do not fit a weight");
+      if (weight.ndim() == 3) check_panels(weight, scales, given.bits);
       layer.quantized = {weight.data<uint32_t>(), scales.data<void>(), biases.data<void>(), type_of(scales, "scales"),
-                         rows, columns, given.group_size, given.bits};
+                         rows, columns, given.group_size, given.bits, weight.ndim() == 3};
     } else {
       long columns = weight.shape(1);
       layer.dense = {weight.data<void>(), type_of(weight, "weight"), rows, columns, columns};

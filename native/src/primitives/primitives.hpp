@@ -12,9 +12,19 @@ namespace mlx_serving {
 
 namespace mx = mlx::core;
 
-// x [..., k] times the transpose of an affinely quantised matrix [n, k]; gives [..., n] in x's type.
+// x [..., k] times the transpose of an affinely quantised matrix [n, k]; gives [..., n] in x's type. Weight, scales and
+// biases are all [n, ...] or all in panels.
 mx::array quantized_matmul(const mx::array& x, const mx::array& weight, const mx::array& scales,
                            const mx::array& biases, int group_size, int bits);
+
+// Whether this processor multiplies with panels.
+bool takes_panels();
+// A matrix [n, k] as panels [n / 32, k, 32]: rows next to each other, element by element; n is a multiple of 32.
+mx::array to_panels(const mx::array& matrix);
+// Rows of a matrix as it is or in panels.
+int matrix_rows(const mx::array& weight);
+// Throws std::invalid_argument unless these panels can be multiplied with here.
+void check_panels(const mx::array& weight, const mx::array& scales, int bits);
 
 // x [..., k] times the transpose of a dense matrix [n, k] of its own type, accumulated in float32; in x's type.
 mx::array matmul(const mx::array& x, const mx::array& weight);

@@ -1,4 +1,5 @@
 // Matrix products.
+#include "../cpu/pool.hpp"
 #include "../cpu/products.hpp"
 
 #include "arrays.hpp"
@@ -6,6 +7,10 @@
 
 namespace mlx_serving {
 namespace {
+
+mx::Shape panel_shape(const mx::array& given) {
+  return {given.shape(0) / int(cpu::kPanelRows), given.shape(1), int(cpu::kPanelRows)};
+}
 
 class QuantizedProduct : public CpuPrimitive {
  public:
@@ -19,9 +24,9 @@ class QuantizedProduct : public CpuPrimitive {
     mx::array scales = contiguous_input(inputs[2], encoder);
     mx::array biases = contiguous_input(inputs[3], encoder);
     allocate(outputs[0]);
-    long columns = x.shape(-1), rows = weight.shape(0);
+    long columns = x.shape(-1), rows = matrix_rows(weight);
     cpu::QuantizedMatrix matrix{weight.data<uint32_t>(), scales.data<void>(), biases.data<void>(),
-                                type_of(scales, "scales"), rows, columns, group_size_, bits_};
+                                type_of(scales, "scales"), rows, columns, group_size_, bits_, weight.ndim() == 3};
     cpu::Rows input{x.data<void>(), type_of(x, "x"), long(x.size()) / columns, columns};
     cpu::Output output{outputs[0].data<void>(), input.type, rows};
     encoder.dispatch([=] { cpu::multiply(matrix, input, output); });
@@ -33,7 +38,7 @@ class QuantizedProduct : public CpuPrimitive {
   }
   std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
     auto shape = inputs[0].shape();
-    shape.back() = inputs[1].shape(0);
+    shape.back() = matrix_rows(inputs[1]);
     return {shape};
   }
 
@@ -66,6 +71,40 @@ class DenseProduct : public CpuPrimitive {
   }
 };
 
+class ToPanels : public CpuPrimitive {
+ public:
+  using CpuPrimitive::CpuPrimitive;
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    mx::array given = contiguous_input(inputs[0], encoder);
+    allocate(outputs[0]);
+    int panels = outputs[0].shape(0);
+    long columns = given.shape(1);
+    encoder.dispatch([=, out = outputs[0]]() mutable {
+      if (given.itemsize() == 4) interleave(given.data<uint32_t>(), panels, columns, out.data<uint32_t>());
+      else interleave(given.data<uint16_t>(), panels, columns, out.data<uint16_t>());
+    });
+  }
+  const char* name() const override { return "mlx_serving::ToPanels"; }
+  bool is_equivalent(const mx::Primitive&) const override { return true; }
+  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
+    return {panel_shape(inputs[0])};
+  }
+
+ private:
+  template <class T>
+  static void interleave(const T* from, int panels, long columns, T* to) {
+    auto panel = [&](int number) {
+      long first = number * cpu::kPanelRows * columns;
+      for (long k = 0; k < columns; k++)
+        for (long row = 0; row < cpu::kPanelRows; row++)
+          to[first + k * cpu::kPanelRows + row] = from[first + row * columns + k];
+    };
+    cpu::parallel(panels, panel);
+  }
+};
+
 mx::array product(const mx::array& x, int rows, std::shared_ptr<mx::Primitive> primitive,
                   std::vector<mx::array> inputs) {
   auto shape = x.shape();
@@ -84,7 +123,9 @@ mx::array quantized_matmul(const mx::array& x, const mx::array& weight, const mx
   type_of(scales, "scales");
   require(weight.dtype() == mx::uint32, "weight must be uint32");
   require(scales.dtype() == biases.dtype(), "scales and biases must have one type");
-  require(x.ndim() >= 1 && weight.ndim() == 2 && scales.ndim() == 2, "x must have at least one axis, the weight two");
+  require(x.ndim() >= 1 && (weight.ndim() == 2 || weight.ndim() == 3) && scales.ndim() == weight.ndim(),
+          "x must have at least one axis, the weight two, or three in panels");
+  if (weight.ndim() == 3) check_panels(weight, scales, bits);
   long columns = x.shape(-1);
   require(columns > 0 && columns % group_size == 0 && columns * bits == long(weight.shape(1)) * 32,
           "x " + shape_text(x) + " and weight " + shape_text(weight) + " do not belong together");
@@ -92,8 +133,30 @@ mx::array quantized_matmul(const mx::array& x, const mx::array& weight, const mx
               scales.shape(1) * long(group_size) == columns,
           "scales " + shape_text(scales) + " and biases " + shape_text(biases) + " do not fit weight " +
               shape_text(weight));
-  return product(x, weight.shape(0), std::make_shared<QuantizedProduct>(cpu_stream(), group_size, bits),
+  return product(x, matrix_rows(weight), std::make_shared<QuantizedProduct>(cpu_stream(), group_size, bits),
                  {x, weight, scales, biases});
+}
+
+int matrix_rows(const mx::array& weight) {
+  return weight.shape(0) * (weight.ndim() == 3 ? int(cpu::kPanelRows) : 1);
+}
+
+void check_panels(const mx::array& weight, const mx::array& scales, int bits) {
+  require(takes_panels(), "this processor has no products with panels");
+  require(bits == 4 || bits == 8, "panels must have 4 or 8 bits");
+  require(weight.shape(2) == cpu::kPanelRows && scales.shape(2) == cpu::kPanelRows,
+          "panels " + shape_text(weight) + " and " + shape_text(scales) + " must be of 32 rows");
+}
+
+bool takes_panels() {
+  return cpu::kernels().panel_product != nullptr;
+}
+
+mx::array to_panels(const mx::array& matrix) {
+  require(matrix.ndim() == 2 && matrix.size() > 0 && matrix.shape(0) % cpu::kPanelRows == 0,
+          "a matrix " + shape_text(matrix) + " in panels must have a multiple of 32 rows");
+  require(matrix.itemsize() == 4 || matrix.itemsize() == 2, "a matrix in panels must be of two or four bytes each");
+  return mx::array(panel_shape(matrix), matrix.dtype(), std::make_shared<ToPanels>(cpu_stream()), {matrix});
 }
 
 mx::array matmul(const mx::array& x, const mx::array& weight) {

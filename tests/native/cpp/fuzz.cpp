@@ -72,7 +72,8 @@ std::vector<double> product(const std::vector<float>& x, const std::vector<float
 void quantised_product() {
   const int all_bits[] = {2, 3, 4, 5, 6, 8}, all_groups[] = {32, 64, 128};
   int bits = all_bits[number(0, 5)], group = all_groups[number(0, 2)];
-  long rows = number(1, 70), columns = group * number(1, 6), count = number(1, 40);
+  long rows = number(0, 1) ? number(1, 70) : kPanelRows * number(1, 3), columns = group * number(1, 6);
+  long count = number(1, 40);
   std::vector<uint32_t> words(static_cast<size_t>(rows * columns * bits / 32));
   for (uint32_t& word : words) word = uint32_t(generator());
   Typed scales = typed(rows * columns / group), biases{{}, numbers(rows * columns / group), scales.type};
@@ -91,7 +92,31 @@ void quantised_product() {
   std::vector<float> x = numbers(count * columns), y(static_cast<size_t>(count * rows));
   multiply({words.data(), scales.bytes.data(), biases.bytes.data(), scales.type, rows, columns, group, bits},
            {x.data(), Type::f32, count, columns}, {y.data(), Type::f32, rows});
-  check(close(y, product(x, weight, count, rows, columns)), "quantised product");
+  std::vector<double> expected = product(x, weight, count, rows, columns);
+  check(close(y, expected), "quantised product");
+
+  if (kernels().panel_product == nullptr || (bits != 4 && bits != 8) || rows % kPanelRows != 0) return;
+  auto in_panels = [&](const auto* from, long width) {
+    auto element = *from;
+    std::vector<decltype(element)> to;
+    for (long panel = 0; panel < rows; panel += kPanelRows)
+      for (long k = 0; k < width; k++)
+        for (long row = panel; row < panel + kPanelRows; row++) to.push_back(from[row * width + k]);
+    return to;
+  };
+  auto groups_in_panels = [&](const std::vector<char>& bytes) {
+    std::vector<char> to(bytes.size());
+    auto put = [&](const auto& panels) { std::memcpy(to.data(), panels.data(), to.size()); };
+    if (scales.type == Type::f32) put(in_panels(reinterpret_cast<const uint32_t*>(bytes.data()), columns / group));
+    else put(in_panels(reinterpret_cast<const uint16_t*>(bytes.data()), columns / group));
+    return to;
+  };
+  std::vector<uint32_t> panels = in_panels(words.data(), columns * bits / 32);
+  std::vector<char> panel_scales = groups_in_panels(scales.bytes), panel_biases = groups_in_panels(biases.bytes);
+  QuantizedMatrix matrix{panels.data(), panel_scales.data(), panel_biases.data(), scales.type, rows,
+                         columns, group, bits, true};
+  multiply(matrix, {x.data(), Type::f32, count, columns}, {y.data(), Type::f32, rows});
+  check(close(y, expected), "product with panels");
 }
 
 void dense_product() {
@@ -184,7 +209,7 @@ void rows() {
 int main(int, char** arguments) {
   int turns = std::atoi(arguments[1]);
   set_threads(3);
-  for (const char* name : {"scalar", "avx2", "avx512", "neon"}) {
+  for (const char* name : {"scalar", "avx2", "avx512", "avx512_vnni", "neon"}) {
     if (!use_instructions(name)) continue;
     for (int turn = 0; turn < turns; turn++) {
       quantised_product();

@@ -13,7 +13,7 @@ namespace {
 #include "draw.inl"
 }  // namespace
 
-#define MLX_SERVING_TABLE(NAME)                                                                                   \
-  {NAME, kTileRows, kTileColumns, arranged_size, arrange, quantized_rows, dense_rows, pack_left, pack_quantized,  \
-   pack_dense, tile_product, widen, narrow, rms_norm, layer_norm, gate_rows, rotate, attend_few, weigh_tile, \
-   widen_quantized, peak, weigh, collect, adjust}
+#define MLX_SERVING_TABLE(NAME)                                                                                      \
+  {NAME, kTileRows, kTileColumns, arranged_size, arrange, quantized_rows, dense_rows, nullptr, nullptr, nullptr,     \
+   pack_left, pack_quantized, pack_dense, tile_product, widen, narrow, rms_norm, layer_norm, gate_rows, rotate,      \
+   attend_few, weigh_tile, widen_quantized, peak, weigh, collect, adjust}
