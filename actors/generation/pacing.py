@@ -6,7 +6,9 @@ its target; but never less than costs little beside the beginning, for a smaller
 and the prompt far longer. While the target is missed whatever the size, a larger chunk is tried from time to time, ever
 more rarely: sizes that are all alike do not tell beginning and tokens apart.
 
-Where chunks cost nothing to begin, all of this falls away: the budget is what is left of a step's target.
+Where chunks cost nothing to begin, all of this falls away: the budget is what is left of a step's target. Where it was
+timed what chunks of some widths take, there is no line either: a chunk costs what the next width does, and a little
+wider may be far dearer, as where other kernels take it.
 
 While one prompt follows the other, no step is without. Where many more or fewer rows decode by then than in the last
 one that was, a few steps now and then get no prompt tokens, so that the target is that of these rows.
@@ -14,6 +16,8 @@ one that was, a few steps now and then get no prompt tokens, so that the target 
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 
 import attrs
@@ -26,13 +30,15 @@ _USED_SHARE = 0.5
 """A step that took less of its budget than this says nothing about the budget."""
 _BESIDE_BEGINNING = 0.25
 """What the tokens of a chunk may cost in any case, as a part of what it costs to begin one."""
-_MEMORY, _SHORT_MEMORY = 0.9, 0.6
-"""What each chunk leaves of the weight of those before it, and where it is known what it costs to begin."""
+_MEMORY = 0.9
+"""What each chunk leaves of the weight of those before it."""
 _LEAST_VARIANCE = 0.01
 """Of chunk sizes, in units of their mean squared: below it they do not tell beginning and tokens apart."""
 _LARGEST_SHARE = 0.98
 _FEW_TOKENS = 32
 """Of a chunk of which nearly all is what it costs to begin."""
+_FEW_BEFORE = 512
+"""Tokens before a chunk that cost next to nothing to attend to."""
 _FIRST_TRIAL, _RAREST_TRIAL = 16, 256
 """Chunks that miss the target before a larger one is tried."""
 _EASILY = 0.7
@@ -52,14 +58,13 @@ _FIRST_IDLE_TOKENS, _LARGEST_IDLE_RISE = 256, 4.0
 
 
 @attrs.define
-class ChunkCost:
-    """Seconds that a chunk adds to a step: a line through what was seen, older chunks counting less and less. Without
-    `begins` it goes through zero, and where it is `known` what a chunk costs to begin, through that: then what it takes
-    longer is its tokens, each of which costs the more, the more there are before it."""
+class LineCost:
+    """Seconds that a chunk adds to a step: a line through what was seen, older chunks counting less and less.
+
+    Without `begins` it goes through zero.
+    """
 
     begins: bool = True
-    known: tuple[float, float] | None = None
-    """What a chunk costs to begin and for each token with nothing before it."""
     _weight: float = 0.0
     _tokens: float = 0.0
     _seconds: float = 0.0
@@ -72,16 +77,8 @@ class ChunkCost:
         """A chunk of so many tokens made a step so much longer."""
         new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
         old = (self._weight, self._tokens, self._seconds, self._squares, self._products)
-        kept = _MEMORY if self.known is None else _SHORT_MEMORY
-        sums = [kept * before + now for before, now in zip(old, new, strict=True)]
+        sums = [_MEMORY * before + now for before, now in zip(old, new, strict=True)]
         self._weight, self._tokens, self._seconds, self._squares, self._products = sums
-        if self.known is not None:
-            beginning, token = self.known
-            if tokens <= _FEW_TOKENS:  # the host may have become slower, or faster
-                beginning += _SMOOTHING * (seconds - tokens * token - beginning)
-                self.known = beginning, token
-            self._share = min(_LARGEST_SHARE, max(0.0, beginning / self._mean_seconds)) if self._seconds > 0 else 0.0
-            return
         variance = self._squares / self._weight - self._mean_tokens**2
         if self.begins and self._seconds > 0 and variance > _LEAST_VARIANCE * self._mean_tokens**2:
             slope = (self._products / self._weight - self._mean_tokens * self._mean_seconds) / variance
@@ -90,15 +87,24 @@ class ChunkCost:
 
     def of(self, tokens: int) -> float | None:
         """What such a chunk is expected to add; None if none was seen."""
-        return self.beginning + tokens * self.token if self._weight else None
+        return self._beginning + tokens * self._token if self._weight else None
+
+    def fitting(self, seconds: float, most: int) -> float:
+        """Tokens, at most so many, of a chunk that may make a step so much longer, or little more than any does."""
+        if not self._token:
+            return most
+        return max((seconds - self._beginning) / self._token, _BESIDE_BEGINNING * self._beginning / self._token)
+
+    def anew(self) -> LineCost:
+        return LineCost(self.begins)
 
     @property
-    def beginning(self) -> float:
+    def _beginning(self) -> float:
         """Of any chunk."""
         return self._share * self._mean_seconds
 
     @property
-    def token(self) -> float:
+    def _token(self) -> float:
         """Of each token more."""
         return (1.0 - self._share) * self._mean_seconds / self._mean_tokens
 
@@ -109,6 +115,63 @@ class ChunkCost:
     @property
     def _mean_seconds(self) -> float:
         return self._seconds / self._weight
+
+
+@attrs.define
+class TimedCost:
+    """What chunks of some widths were timed to take with nothing before them; others are made up to the next width.
+
+    What chunks take longer that have little before them, or are small, is the host's: it has become slower. What others
+    do besides grows with their width and with the tokens `before` them, to which they attend.
+    """
+
+    timed: dict[int, float]
+    """Seconds of each width, in ascending order; no width takes longer than a greater one."""
+    before: int = 0
+    _slower: float = 1.0
+    _attending: float = 0.0
+    """Seconds of each place of a chunk for each token before it."""
+
+    @classmethod
+    def of_times(cls, times: Sequence[tuple[int, float]]) -> TimedCost:
+        """From widths and seconds, any number of each width."""
+        found: dict[int, float] = {}
+        least = math.inf
+        for width in sorted({width for width, _ in times}, reverse=True):
+            least = min(least, statistics.median(seconds for each, seconds in times if each == width))
+            found[width] = least
+        return cls(dict(reversed(found.items())))
+
+    def add(self, tokens: int, seconds: float) -> None:
+        width = self._width(tokens)
+        attended = width * self.before
+        if tokens <= _FEW_TOKENS or self.before < _FEW_BEFORE:
+            now = max(0.0, seconds - self._attending * attended) / self._timed(width)
+            self._slower += _SMOOTHING * (now - self._slower)
+        else:
+            now = max(0.0, seconds - self._slower * self._timed(width)) / attended
+            self._attending += _SMOOTHING * (now - self._attending)
+
+    def of(self, tokens: int) -> float:
+        width = self._width(tokens)
+        return self._slower * self._timed(width) + self._attending * width * self.before
+
+    def fitting(self, seconds: float, most: int) -> int:
+        """The greatest width, up to `most`, that may make a step so much longer, or little more than the least does."""
+        allowed = max(seconds, (1 + _BESIDE_BEGINNING) * self.of(1))
+        fitting = (width for width in self.timed if width <= most and self.of(width) <= allowed)
+        return max(fitting, default=min(self.timed))
+
+    def anew(self) -> TimedCost:
+        return TimedCost(self.timed, self.before)
+
+    def _width(self, tokens: int) -> int:
+        return next((width for width in self.timed if width >= tokens), tokens)
+
+    def _timed(self, width: int) -> float:
+        """Of a width, or as many times the greatest one as it takes."""
+        greatest = max(self.timed)
+        return self.timed[width] if width in self.timed else self.timed[greatest] * width / greatest
 
 
 class PrefillPace:
@@ -126,7 +189,7 @@ class PrefillPace:
         self._plain: float | None = None
         self._plain_rows = 1
         self._beside_old = 0
-        self._cost = ChunkCost(begins)
+        self._cost: LineCost | TimedCost = LineCost(begins)
         self._is_first = True
         self._is_in_doubt = False
         self._missed = 0
@@ -136,13 +199,16 @@ class PrefillPace:
     def expect(self, costs: Sequence[tuple[int, float]]) -> None:
         """Chunks of so many tokens took so many seconds by themselves, with nothing before them: then there is little
         to try out."""
-        for tokens, seconds in costs:
-            self._cost.add(tokens, seconds)
-        self._cost.known = self._cost.beginning, self._cost.token
-        self._is_first = False
+        self._cost, self._is_first = TimedCost.of_times(costs), False
 
-    def allowance(self, rows: int) -> int:
-        """Prompt tokens that may go beside the next step of so many rows."""
+    def allowance(self, rows: int, before: int = 0) -> int:
+        """Prompt tokens that may go beside the next step of so many rows; `before`: those of the same prompt that have
+        gone."""
+        target = self._target()
+        if isinstance(self._cost, TimedCost) and target is not None:
+            self._cost.before = before
+            fitting = self._cost.fitting(target - (self._plain or 0.0), self._most)
+            self.budget = min(self._most, max(self._least, fitting))
         if self._plain is None or self._was_plain(rows):
             self._beside_old = 0
             return self.budget
@@ -168,7 +234,10 @@ class PrefillPace:
         if not self._is_credible(seconds, prefilled):
             return
         self._cost.add(prefilled, max(0.0, seconds - plain))
-        wanted = _LARGEST_RISE * prefilled if self._tries(target - plain) else self._wanted(target - plain)
+        if isinstance(self._cost, TimedCost):
+            return
+        fitting = self._cost.fitting(target - plain, self._most)
+        wanted = _LARGEST_RISE * prefilled if self._tries(self._cost, target - plain) else fitting
         wanted = min(_LARGEST_RISE * prefilled, max(_LARGEST_CUT * prefilled, wanted))
         self.budget = min(self._most, max(self._least, round(wanted)))
 
@@ -187,22 +256,15 @@ class PrefillPace:
             self._is_in_doubt = True
             return False
         if seconds > _SURPRISE * expected or seconds * _SURPRISE < expected:
-            self._cost = ChunkCost(self._cost.begins, self._cost.known)
+            self._cost = self._cost.anew()
         self._is_in_doubt = False
         return True
 
-    def _wanted(self, seconds: float) -> float:
-        """Tokens of a chunk that may make a step so much longer."""
-        if not self._cost.token:
-            return self._most
-        fitting = (seconds - self._cost.beginning) / self._cost.token
-        return max(fitting, _BESIDE_BEGINNING * self._cost.beginning / self._cost.token)
-
-    def _tries(self, seconds: float) -> bool:
+    def _tries(self, cost: LineCost, seconds: float) -> bool:
         """Whether to take a larger chunk than is wanted, for even the least one makes a step too long."""
-        if not self._cost.begins or self._cost.known is not None:
+        if not cost.begins:
             return False
-        least = self._cost.of(self._least)
+        least = cost.of(self._least)
         if least is None or least <= seconds:
             self._missed = 0
             if least is not None and least <= _EASILY * seconds:

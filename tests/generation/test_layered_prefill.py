@@ -268,7 +268,7 @@ def test_a_layer_of_a_chunk_is_worth_no_more_than_goes_beside_a_step(engine: Mlx
 def test_a_prompt_waits_while_the_pace_wants_steps_without(engine: MlxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def allowance(self: PrefillPace, rows: int) -> int:
+    def allowance(self: PrefillPace, rows: int, before: int) -> int:
         asked.append(rows)
         return 0 if len(asked) % 3 else self.budget
 

@@ -142,44 +142,74 @@ def test_the_target_is_that_of_the_rows_of_now() -> None:
     assert pace.budget == 10
 
 
+WIDTHS = (16, 32, 64, 128, 256, 512)
+
+
 def _known(machine: Machine) -> PrefillPace:
-    """A pace that was told what chunks cost on a machine."""
+    """A pace that was told what chunks take on a machine."""
     pace = PrefillPace(2.0, 8, 512)
-    pace.expect([(tokens, machine.step(tokens) - machine.plain) for tokens in (16, 32, 64, 128, 256, 512)])
+    pace.expect([(tokens, machine.step(tokens) - machine.plain) for tokens in WIDTHS])
     return pace
 
 
-def test_what_chunks_are_known_to_cost_is_not_tried_out() -> None:
-    machine = Machine(plain=0.004, beginning=0.006, token=0.0001)
-    found = durations(_known(machine), machine, steps=200)
-    fitting = 0.25 * machine.beginning / machine.token
-    assert max(found[10:]) <= machine.step(round(1.1 * fitting))
-    assert min(found[10:]) >= machine.step(round(0.9 * fitting))
-
-
-def test_chunks_get_smaller_as_their_tokens_get_dearer() -> None:
-    machine = Machine(plain=0.006, beginning=0.009, token=0.000005)
-    pace, filled, found = _known(machine), 0, []
+def beside(pace: PrefillPace, machine: Machine, tokens: int = 4096, attending: float = 0.0) -> tuple[list[int], float]:
+    """Chunks of a prompt, and the longest step with one; each place of a chunk attends to what is before it."""
     for _ in range(3):
-        pace.observe(machine.plain, 0)
-    while filled < 4096:
-        dearer = attrs.evolve(machine, token=machine.token + filled * 2e-8)
-        found.append(dearer.step(pace.budget))
-        filled += pace.budget
-        pace.observe(found[-1], pace.budget)
-    assert max(found) < machine.plain + 1.6 * machine.beginning
-    assert len(found) < 80
+        pace.observe(machine.plain, 0, rows=8)
+    chunks, longest, filled = [], 0.0, 0
+    while filled < tokens:
+        width = pace.allowance(8, filled)
+        seconds = machine.step(width) + width * filled * attending
+        pace.observe(seconds, width, rows=8)
+        chunks.append(width)
+        longest, filled = max(longest, seconds), filled + width
+    return chunks, longest
+
+
+def test_what_chunks_are_known_to_take_is_not_tried_out() -> None:
+    """The widest that takes little more than the least, from the first one on."""
+    chunks, _ = beside(_known(machine := Machine(plain=0.004, beginning=0.006, token=0.00002)), machine)
+    assert set(chunks) == {64}
+
+
+def test_wider_chunks_that_other_kernels_take_are_left_alone() -> None:
+    """As with 4-bit weights, which are dequantised for more than 64 rows."""
+    times = {16: 0.009, 32: 0.009, 64: 0.0095, 128: 0.025, 256: 0.025, 512: 0.026}
+    pace = PrefillPace(2.0, 8, 512)
+    pace.expect(list(times.items()) * 3)
+    for _ in range(3):
+        pace.observe(0.007, 0)
+    for filled in range(0, 4096, 64):
+        assert pace.allowance(1, filled) == 64
+        pace.observe(0.007 + times[64], 64)
+
+
+def test_one_slow_chunk_among_those_that_were_timed_does_not_count() -> None:
+    pace = PrefillPace(2.0, 8, 512)
+    pace.expect([(16, 0.002), (32, 0.5), (64, 0.003), (16, 0.3), (16, 0.002), (32, 0.002)])
+    pace.observe(0.003, 0)
+    assert pace.allowance(1) == 64
+
+
+def test_chunks_get_smaller_as_more_is_before_them_and_wide_again_with_the_next_prompt() -> None:
+    machine = Machine(plain=0.006, beginning=0.009, token=0.000005)
+    pace = _known(machine)
+    for _ in range(2):
+        chunks, longest = beside(pace, machine, attending=2e-8)
+        assert chunks == sorted(chunks, reverse=True)
+        assert (chunks[0], chunks[-1] < 64) == (256, True)
+        assert longest < machine.plain + 1.6 * machine.beginning
 
 
 def test_a_host_that_has_become_slow_does_not_leave_chunks_small() -> None:
     machine = Machine(plain=0.004, beginning=0.006, token=0.000005)
     pace = _known(machine)
+    widest, _ = beside(pace, machine)
     slow = attrs.evolve(machine, plain=0.008, beginning=0.012)
-    budgets = []
-    for _ in range(60):
-        durations(pace, slow, steps=1)
-        budgets.append(pace.budget)
-    assert budgets[-1] > 3 * min(budgets)
+    for _ in range(12):
+        chunks, longest = beside(pace, slow)
+    assert chunks[-1] >= widest[-1] == 256
+    assert longest <= slow.step(512)
 
 
 @given(rate=st.floats(50, 1e6))

@@ -355,7 +355,8 @@ class MlxEngine:
         most = self._settings.max_prefills if is_busy else self._slots
         self._prompts.admit(most, self._slots - decoding, is_busy)
         if is_busy:
-            budget = self._decoding.pace.allowance(decoding) if decoding else self._decoding.pace.budget
+            pace = self._decoding.pace
+            budget = pace.allowance(decoding, self._prompts.deepest) if decoding else pace.budget
             return self._prompts.advance(budget) if budget else 0
         return self._prompts.advance_alone(is_idle=self._decoding.is_idle)
 

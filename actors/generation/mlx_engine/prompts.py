@@ -154,6 +154,11 @@ class Prompts:
         return sum(not prefill.can_share(each) for each in self._active) < _MOST_LONG
 
     @property
+    def deepest(self) -> int:
+        """Tokens before the next chunk, of that prompt of which most have gone through."""
+        return max((row.filled for row in self._active), default=0)
+
+    @property
     def _active(self) -> list[Row]:
         return [row for row in self.filling if not row.is_paused]
 
