@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mlx_serving.actors.generation.mlx_engine import draw_kernel
+from mlx_serving.actors.generation.mlx_engine import sampling as sampling_module
 from mlx_serving.actors.generation.mlx_engine.sampling import Draw, RowSampling, Sampler
 from mlx_serving.actors.messages.values import Sampling
 from mlx_serving.native import kernels
@@ -199,3 +200,12 @@ def test_the_kernels_numbers_are_made_once_where_nothing_is_random() -> None:
     mixed = Draw([Sampling(temperature=0), Sampling(temperature=0.5, min_p=0.25)])
     assert mixed._numbers([0.5, 0.75]).tolist() == [[0.0, 1.0, 0.0, 0.5], [2.0, 1.0, 0.25, 0.75]]
     assert mixed._numbers([0.0, 0.125])[1].tolist() == [2.0, 1.0, 0.25, 0.125]
+
+
+def test_numbers_of_many_rows_are_those_of_each() -> None:
+    rows = [RowSampling.begin(Sampling(seed=seed), seed % 3, [1]) for seed in range(40)]
+    for place, row in enumerate(rows):
+        row.position = place * place * 1000
+    keys = np.array([row.key for row in rows], dtype=np.uint64)
+    assert list(sampling_module._uniform(rows, keys)) == [row.uniform() for row in rows]
+    assert sampling_module._uniform(rows[:3], keys[:3]) == [row.uniform() for row in rows[:3]]

@@ -36,6 +36,7 @@ _TYPES = {
     mx.float16: "machine::float16",
     mx.uint32: "uint32_t",
     mx.int32: "int32_t",
+    mx.bool_: "bool",
 }
 _PLACES = {
     "threadgroup_position_in_grid": "machine::group()",

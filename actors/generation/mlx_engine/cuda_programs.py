@@ -27,6 +27,7 @@ _TYPES = {
     mx.float32: "float",
     mx.int32: "int",
     mx.uint32: "unsigned int",
+    mx.bool_: "bool",
 }
 _PREAMBLE = r"""
 #define INFINITY __int_as_float(0x7f800000)

@@ -3,7 +3,8 @@
 They compute what `sampling.Draw` computes by MLX's own operations, without sorting the vocabulary, and take sums in a
 fixed order, so a row draws the same whatever is beside it. On a GPU a group of threads takes one row: the thresholds of
 top-k and top-p are found by a search over the bit patterns of the weights, which order as the weights do, with seven
-probes a pass.
+probes a pass. Where some rows have a bias or penalties, the same kernel adjusts their logits as it first reads them,
+and counts what was drawn, in place.
 
 The CPU's (native/src/cpu/draw.cpp) takes a row with one thread. CUDA has run its own. Metal has not: there it is used
 only where `generation.sampler_kernel` is `on`, and only after it has drawn what a few rows leave no choice about.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal
 
+import attrs
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine.device import is_cpu
@@ -32,11 +34,39 @@ FUNCTION float group_sum(float x, SHARED_POINTER(float) parts, int lane, int war
     return all;
 }
 
+// What `penalties` does to a logit; `factors` are repetition, presence and frequency.
+FUNCTION float penalised(float logit, float count, bool is_seen, const DEVICE float* factors) {
+    if (is_seen) logit = logit > 0.0f ? logit / factors[0] : logit * factors[0];
+    return logit - (count > 0.0f ? factors[1] : 0.0f) - factors[2] * count;
+}
+
 FUNCTION float weight_of(float logit, float most, float inverse_temperature) {
     return EXP((logit - most) * inverse_temperature);
 }
 """
 
+_PLAIN = r"""
+    #define LOGIT(i) float(logits[base + (i)])
+    #define FIRST_LOGIT(i) LOGIT(i)
+    #define SAY(token) tokens[row] = token
+"""
+_ADJUSTED = r"""
+    // What a row of `factors` says besides: whether it has penalties, and whether it has a bias.
+    const DEVICE float* its_factors = factors + GROUP.x * 8;
+    const bool is_penal = its_factors[3] != 0.0f, is_biased = its_factors[4] != 0.0f;
+    #define LOGIT(i) (is_penal || is_biased ? adjusted[base + (i)] : float(logits[base + (i)]))
+    #define FIRST_LOGIT(i) float(logits[base + (i)]); \
+        if (is_biased) logit += bias[base + (i)]; \
+        if (is_penal) logit = penalised(logit, counts[base + (i)], seen[base + (i)], its_factors); \
+        if (is_penal || is_biased) adjusted[base + (i)] = logit
+    #define SAY(token) \
+        const int said = token; \
+        tokens[row] = said; \
+        if (is_penal && said >= 0) { \
+            ((DEVICE float*)counts)[base + said] += 1.0f; \
+            ((DEVICE bool*)seen)[base + said] = true; \
+        }
+"""
 _SOURCE = r"""
     constexpr int WARPS = COUNT / 32, PROBES = 7;
     SHARED float parts[WARPS * PROBES];
@@ -57,7 +87,7 @@ _SOURCE = r"""
     float most = -INFINITY, raw_most = -INFINITY;
     int best = V, odd = 0;
     for (int i = THREAD; i < V; i += COUNT) {
-        const float logit = float(logits[base + i]);
+        float logit = FIRST_LOGIT(i);
         odd |= !(logit < INFINITY);
         raw_most = logit > raw_most ? logit : raw_most;
         if (logit > most && IS_ALLOWED(i)) { most = logit; best = i; }
@@ -71,7 +101,7 @@ _SOURCE = r"""
         odd = ((odd | other_odd) & 1) | (odd & other_odd & 2);
     }
     if (lane == 0) { best_values[warp] = most; best_ids[warp] = best; odd_parts[warp] = odd; }
-    BARRIER();
+    DEVICE_BARRIER();
     odd = 2;
     for (int w = 0; w < WARPS; ++w) {
         if (best_values[w] > most || (best_values[w] == most && best_ids[w] < best)) {
@@ -81,7 +111,7 @@ _SOURCE = r"""
         odd = ((odd | odd_parts[w]) & 1) | (odd & odd_parts[w] & 2);
     }
     if (odd || best == V || inverse_temperature == 0.0f) {
-        if (THREAD == 0) tokens[row] = odd ? -1 : best == V ? 0 : best;
+        if (THREAD == 0) { SAY(odd ? -1 : best == V ? 0 : best); }
         return;
     }
 
@@ -94,7 +124,7 @@ _SOURCE = r"""
             float mass = 0.0f;
             const float floor_now = FLOAT_OF(floor_bits);
             for (int i = THREAD; i < V; i += COUNT) {
-                const float weight = weight_of(float(logits[base + i]), most, inverse_temperature);
+                const float weight = weight_of(LOGIT(i), most, inverse_temperature);
                 if (weight >= floor_now && IS_ALLOWED(i)) mass += weight;
             }
             goal = top_p * group_sum(mass, parts, lane, warp, WARPS);
@@ -106,7 +136,7 @@ _SOURCE = r"""
             float sums[PROBES];
             for (int j = 0; j < PROBES; ++j) sums[j] = 0.0f;
             for (int i = THREAD; i < V; i += COUNT) {
-                const float weight = weight_of(float(logits[base + i]), most, inverse_temperature);
+                const float weight = weight_of(LOGIT(i), most, inverse_temperature);
                 if (weight < FLOAT_OF(low + stride) || !IS_ALLOWED(i)) continue;
                 for (int j = 0; j < PROBES; ++j) {
                     if (weight >= FLOAT_OF(low + (j + 1) * stride)) sums[j] += by_count ? 1.0f : weight;
@@ -145,7 +175,7 @@ _SOURCE = r"""
     const int begin = warp * run, end = begin + run < V ? begin + run : V;
     float mass = 0.0f;
     for (int i = begin + lane; i < end; i += 32) {
-        const float weight = weight_of(float(logits[base + i]), most, inverse_temperature);
+        const float weight = weight_of(LOGIT(i), most, inverse_temperature);
         if (weight >= least && weight > 0.0f && IS_ALLOWED(i)) mass += weight;
     }
     const float total = group_sum(mass, parts, lane, warp, WARPS);
@@ -167,7 +197,7 @@ _SOURCE = r"""
         const int i = first + lane;
         float weight = 0.0f;
         if (i < end && IS_ALLOWED(i)) {
-            weight = weight_of(float(logits[base + i]), most, inverse_temperature);
+            weight = weight_of(LOGIT(i), most, inverse_temperature);
             if (weight < least) weight = 0.0f;
         }
         float reached = weight;
@@ -185,16 +215,47 @@ _SOURCE = r"""
         latest = last > latest ? last : latest;
         before += LANE_READ(reached, 31);
     }
-    if (lane == 0) tokens[row] = drawn < V ? drawn : latest;
+    if (lane == 0) { SAY(drawn < V ? drawn : latest); }
 """
 
 
+FACTORS = 8
+"""Numbers of a row, of which the last ones are not used: Metal would have fewer in another address space."""
+
+
+@attrs.frozen(eq=False)
+class Adjusting:
+    """Of each row its dense `bias`, `counts` (float32) and what it has `seen` (bool), [rows, vocabulary], and `factors`
+    [rows, FACTORS]: the repetition, presence and frequency penalties, whether it has any, and whether it has a bias.
+
+    What no row has is None. Counts of rows with penalties, and what they have seen, are written in place.
+    """
+
+    factors: mx.array
+    bias: mx.array | None
+    counts: mx.array | None
+    seen: mx.array | None
+
+
 @functools.cache
-def _kernel() -> tuple[Any, int]:
+def _kernel(adjusts: bool = False) -> tuple[Any, int]:
     """The kernel, and the threads of a group."""
     here = dialect()
     names = ["logits", "masks", "floats", "limits"]
-    return here.kernel("draw_tokens", names, ["tokens"], _SOURCE, _FUNCTIONS), here.threads
+    if adjusts:
+        names += ["factors", "bias", "counts", "seen"]
+        source, outputs, name = _ADJUSTED + _SOURCE, ["tokens", "adjusted"], "draw_adjusted_tokens"
+    else:
+        source, outputs, name = _PLAIN + _SOURCE, ["tokens"], "draw_tokens"
+    return here.kernel(name, names, outputs, source, _FUNCTIONS), here.threads
+
+
+@functools.cache
+def _nothing(dtype: mx.Dtype) -> mx.array:
+    """Stands for an array that a kernel does not read. Metal would have smaller ones in another address space."""
+    nothing = mx.zeros(8, dtype=dtype)
+    mx.eval(nothing)
+    return nothing
 
 
 Way = Literal["operations", "gpu", "cpu"]
@@ -236,26 +297,35 @@ def _draws_right() -> bool:
     return bool(tokens == [41, 33, *wanted])
 
 
-def draw(logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.array) -> mx.array:
+def draw(
+    logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.array, adjusting: Adjusting | None = None
+) -> mx.array:
     """Token ids [rows] int32 from logits [rows, vocabulary]: -1 where these are not finite, 0 where all are masked out.
 
     `masks` [rows, ceil(vocabulary / 32)] uint32 has a bit for each token that may be drawn. `floats` [rows, 4] are
     1 / temperature (0: greedy), top-p, min-p and the uniform number in [0, 1); `limits` [rows] int32
-    is top-k (0: none).
+    is top-k (0: none). `adjusting` is for GPUs alone.
     """
     if masks is not None:  # a tokenizer may have more ids than there are logits
         masks = masks[:, : (logits.shape[1] + 31) // 32]
     if _way == "cpu":
         return kernels.operations.draw(logits, masks, floats, limits)  # type: ignore[no-any-return]
     rows, vocab_size = logits.shape
-    kernel, threads = _kernel()
-    (tokens,) = kernel(
-        inputs=[logits, mx.zeros(1, dtype=mx.uint32) if masks is None else masks, floats, limits],
+    kernel, threads = _kernel(adjusting is not None)
+    inputs = [logits, _nothing(mx.uint32) if masks is None else masks, floats, limits]
+    shapes: list[tuple[int, ...]] = [(rows,)]
+    dtypes = [mx.int32]
+    if adjusting is not None:
+        whole = [(adjusting.bias, mx.float32), (adjusting.counts, mx.float32), (adjusting.seen, mx.bool_)]
+        inputs += [adjusting.factors, *(_nothing(dtype) if each is None else each for each, dtype in whole)]
+        shapes.append(logits.shape)
+        dtypes.append(mx.float32)
+    tokens: mx.array = kernel(
+        inputs=inputs,
         template=[("T", logits.dtype), ("V", vocab_size), ("COUNT", threads), ("MASKED", masks is not None)],
         grid=(rows * threads, 1, 1),
         threadgroup=(threads, 1, 1),
-        output_shapes=[(rows,)],
-        output_dtypes=[mx.int32],
-    )
-    drawn: mx.array = tokens
-    return drawn
+        output_shapes=shapes,
+        output_dtypes=dtypes,
+    )[0]
+    return tokens

@@ -48,6 +48,7 @@ CUDA = Dialect(
 #define SHARED_POINTER(T) T*
 #define DEVICE
 #define BARRIER() __syncthreads()
+#define DEVICE_BARRIER() __syncthreads()
 #define LANE_XOR(x, step) __shfl_xor_sync(0xffffffff, x, step)
 #define LANE_UP(x, step) __shfl_up_sync(0xffffffff, x, step)
 #define LANE_READ(x, lane) __shfl_sync(0xffffffff, x, lane)
@@ -70,6 +71,7 @@ METAL = Dialect(
 #define SHARED_POINTER(T) threadgroup T*
 #define DEVICE device
 #define BARRIER() threadgroup_barrier(metal::mem_flags::mem_threadgroup)
+#define DEVICE_BARRIER() threadgroup_barrier(metal::mem_flags::mem_threadgroup | metal::mem_flags::mem_device)
 #define LANE_XOR(x, step) metal::simd_shuffle_xor(x, ushort(step))
 #define LANE_UP(x, step) metal::simd_shuffle_up(x, ushort(step))
 #define LANE_READ(x, lane) metal::simd_shuffle(x, ushort(lane))

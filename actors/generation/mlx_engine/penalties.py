@@ -62,6 +62,8 @@ class Adjustments:
     seen: mx.array | None = None
     native: tuple[mx.array, mx.array] | None = None
     """What the native operation takes besides: each row's place among these, and their `factors` side by side."""
+    in_kernel: mx.array | None = None
+    """What a GPU's kernel takes besides, see `draw_kernel.Adjusting`."""
     places: mx.array = attrs.field(init=False)
     """`indices` on the device."""
     factors: tuple[mx.array, ...] = attrs.field(init=False)
@@ -113,6 +115,25 @@ class Adjustments:
             logits, places_of_rows, self.bias, self.counts, self.seen, factors
         )
         return adjusted
+
+    def adjusting(self, vocab_size: int) -> draw_kernel.Adjusting:
+        """For a GPU's kernel, which then adjusts the logits, and counts; `counted` has to follow."""
+        self._prepare(vocab_size)
+        if self.in_kernel is None:
+            told = np.zeros((len(self.rows), draw_kernel.FACTORS), dtype=np.float32)
+            for place, (each, _) in enumerate(self.rows):
+                told[place, :5] = [
+                    *(getattr(each, name) for name in _PENALTIES),
+                    _is_penal(each),
+                    bool(each.logit_bias),
+                ]
+            self.in_kernel = mx.array(told)
+        return draw_kernel.Adjusting(self.in_kernel, self.bias, self.counts, self.seen)
+
+    def counted(self, tokens: mx.array) -> None:
+        """The kernel that draws these tokens [batch] also counts them: nothing may read the counts before."""
+        if self.counts is not None and self.seen is not None:
+            self.counts, self.seen = mx.depends([self.counts, self.seen], [tokens])
 
     def record(self, tokens: mx.array) -> None:
         """Count the tokens [batch] just drawn."""

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import attrs
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from mlx_serving.actors.generation.mlx_engine import draw_kernel, rejection
 from mlx_serving.actors.generation.mlx_engine.penalties import Adjustments, History
@@ -26,17 +28,24 @@ _UNLIMITED = 2**31 - 1
 _COLDEST = 1e30
 """Inverse temperature at which nothing but the most probable tokens has any weight left."""
 _MASK = (1 << 64) - 1
+_FEW_ROWS = 8
+"""So many are sooner hashed one by one."""
+_Numbers = Sequence[float] | NDArray[np.float32]
+
+
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""The constants of SplitMix64."""
 
 
 def _mixed(value: int) -> int:
     """64 well mixed bits: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
     return value ^ (value >> 31)
 
 
 def _step(value: int, salt: int) -> int:
-    return _mixed((value + 0x9E3779B97F4A7C15 * (salt + 1)) & _MASK)
+    return _mixed((value + _GOLDEN * (salt + 1)) & _MASK)
 
 
 @attrs.define(eq=False)
@@ -70,6 +79,18 @@ class RowSampling:
         """Return to just after these tokens of the answer."""
         self.position = len(answer_ids)
         self.history.restart(answer_ids)
+
+
+def _uniform(rows: Sequence[RowSampling], keys: NDArray[np.uint64]) -> _Numbers:
+    """What `RowSampling.uniform` gives for each row now; `keys` are theirs."""
+    if len(rows) <= _FEW_ROWS:
+        return [row.uniform() for row in rows]
+    positions = np.array([row.position for row in rows], dtype=np.uint64)
+    value = keys + np.uint64(_GOLDEN) * (positions + np.uint64(1))
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(_FIRST)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(_SECOND)
+    bits: NDArray[np.uint64] = (value ^ (value >> np.uint64(31))) >> np.uint64(41)
+    return bits.astype(np.float32) * np.float32(2.0**-23)
 
 
 @attrs.frozen(eq=False)
@@ -111,24 +132,34 @@ class Draw:
         self._min_p = _column([each.min_p for each in parameters]) if any(p.min_p for p in parameters) else None
         self._order = _order(parameters)
         self._limits = mx.array([each.top_k for each in parameters], dtype=mx.int32)
+        told = [[_inverse_temperature(each), each.top_p, each.min_p, 0.0] for each in parameters]
+        self._told = np.array(told, dtype=np.float32)
+        """What the kernel takes, but for the numbers of this draw."""
         self._unchanging: mx.array | None = None
         """What the kernel takes where every row is greedy."""
 
-    def __call__(self, logits: mx.array, uniform: Sequence[float], masks: mx.array | None = None) -> mx.array:
+    def __call__(
+        self,
+        logits: mx.array,
+        uniform: _Numbers,
+        masks: mx.array | None = None,
+        adjusting: draw_kernel.Adjusting | None = None,
+    ) -> mx.array:
         """Token ids [rows] int32 from logits [rows, vocabulary], -1 where these are not finite.
 
         `uniform` is not looked at if every row is greedy.
         `masks`, if any, are [rows, ceil(vocabulary / 32)] of uint32 with a bit for each token that may be drawn.
+        `adjusting` is for a GPU's kernel.
         """
         if draw_kernel.way() != "operations":
-            return draw_kernel.draw(logits, masks, self._numbers(uniform), self._limits)
+            return draw_kernel.draw(logits, masks, self._numbers(uniform), self._limits, adjusting)
         # The maximum is finite unless some logit is NaN or +inf, or all are -inf.
         is_finite = mx.isfinite(mx.max(logits, axis=-1))
         if masks is not None:
             logits = apply_masks(logits, masks)
         return mx.where(is_finite, self._drawn(logits, uniform).astype(mx.int32), -1)
 
-    def _drawn(self, logits: mx.array, uniform: Sequence[float]) -> mx.array:
+    def _drawn(self, logits: mx.array, uniform: _Numbers) -> mx.array:
         """By MLX's operations."""
         if self.is_greedy:
             return mx.argmax(logits, axis=-1)
@@ -142,18 +173,13 @@ class Draw:
         scaled = logits.astype(mx.float32) * self._inverse_temperature
         return self._filtered(mx.exp(scaled - mx.max(scaled, axis=-1, keepdims=True)))
 
-    def _numbers(self, uniform: Sequence[float]) -> mx.array:
+    def _numbers(self, uniform: _Numbers) -> mx.array:
         """What the kernel takes, [rows, 4]."""
         if self._unchanging is not None:
             return self._unchanging
-        drawn = uniform if len(uniform) else [0.0] * len(self._parameters)
-        numbers = mx.array(
-            [
-                [_inverse_temperature(each), each.top_p, each.min_p, number]
-                for each, number in zip(self._parameters, drawn, strict=True)
-            ],
-            dtype=mx.float32,
-        )
+        if len(uniform):
+            self._told[:, 3] = uniform
+        numbers = mx.array(self._told)
         if self.is_greedy:
             self._unchanging = numbers
         return numbers
@@ -172,16 +198,20 @@ class Sampler:
         self._rows = rows
         self._draw = Draw([row.parameters for row in rows])
         self._wide_draws: dict[int, Draw] = {}
+        self._keys = np.array([row.key for row in rows], dtype=np.uint64)
         self._adjustments = Adjustments.of([(row.parameters, row.history) for row in rows])
 
     def __call__(self, logits: mx.array, masks: mx.array | None = None) -> mx.array:
         """Token ids [rows] int32 from logits [rows, vocabulary] and masks as `Draw` takes them; -1 where the logits are
         not finite."""
-        if self._adjustments is not None:
-            logits = self._adjustments.apply(logits)
-        uniform = () if self._draw.is_greedy else [row.uniform() for row in self._rows]
-        tokens = self._draw(logits, uniform, masks)
-        if self._adjustments is not None:
+        uniform = () if self._draw.is_greedy else _uniform(self._rows, self._keys)
+        if self._adjustments is None:
+            tokens = self._draw(logits, uniform, masks)
+        elif draw_kernel.way() == "gpu":
+            tokens = self._draw(logits, uniform, masks, self._adjustments.adjusting(logits.shape[-1]))
+            self._adjustments.counted(tokens)
+        else:
+            tokens = self._draw(self._adjustments.apply(logits), uniform, masks)
             self._adjustments.record(tokens)
         for row in self._rows:
             row.position += 1
@@ -259,5 +289,5 @@ def _inverse_temperature(parameters: Sampling) -> float:
     return min(1.0 / parameters.temperature, _COLDEST) if parameters.temperature else 0.0
 
 
-def _column(values: Sequence[float]) -> mx.array:
-    return mx.array(list(values), dtype=mx.float32)[:, None]
+def _column(values: _Numbers) -> mx.array:
+    return mx.array(np.asarray(values, dtype=np.float32))[:, None]

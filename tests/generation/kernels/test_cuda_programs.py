@@ -134,17 +134,17 @@ def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
     assert compiled(chunk.text(kinds, template, [dtype]), "sm_80")
     join = Program("name", ["sums", "stats"], ["out"], attention_kernels._JOIN, CUDA.header, "sm_80")
     assert compiled(join.text([(mx.float32, 4), (mx.float32, 4)], constants[:2], [dtype]), "sm_80")
-    draw = Program(
-        "name",
-        ["logits", "masks", "floats", "limits"],
-        ["tokens"],
-        draw_kernel._SOURCE,
-        CUDA.header + draw_kernel._FUNCTIONS,
-        "sm_80",
-    )
+    names = ["logits", "masks", "floats", "limits"]
     template = [("T", dtype), ("V", 1000), ("COUNT", 1024), ("MASKED", True)]
     kinds = [(dtype, 2), (mx.uint32, 2), (mx.float32, 2), (mx.int32, 1)]
+    functions = CUDA.header + draw_kernel._FUNCTIONS
+    draw = Program("name", names, ["tokens"], draw_kernel._PLAIN + draw_kernel._SOURCE, functions, "sm_80")
     assert compiled(draw.text(kinds, template, [mx.int32]), "sm_80")
+    names += ["factors", "bias", "counts", "seen"]
+    source = draw_kernel._ADJUSTED + draw_kernel._SOURCE
+    draw = Program("name", names, ["tokens", "adjusted"], source, functions, "sm_80")
+    kinds += [(mx.float32, 2), (mx.float32, 2), (mx.float32, 2), (mx.bool_, 2)]
+    assert compiled(draw.text(kinds, template, [mx.int32, mx.float32]), "sm_80")
 
 
 @needs_nvrtc

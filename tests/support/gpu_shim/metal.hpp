@@ -17,6 +17,7 @@ using bfloat16_t = machine::bfloat16;
 namespace metal {
 
 enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+inline mem_flags operator|(mem_flags, mem_flags) { return mem_flags::mem_threadgroup; }
 
 inline float exp(float x) { return expf(x); }
 inline float max(float x, float y) { return fmaxf(x, y); }
