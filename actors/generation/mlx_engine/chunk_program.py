@@ -161,9 +161,10 @@ def _with_capacity(side: mx.array | None, tokens: int, capacity: int, like: mx.a
 
 
 def chunk_program_for(model: Any, rows: RowsCache) -> ChunkProgram | None:
-    """For a model on slabs whose passes are compiled, if its heads suit the kernel and it says the same so."""
+    """For a model on slabs as they are whose passes are compiled, if its heads suit the kernel and it says the same."""
     if (
         not isinstance(rows, SlabRows)
+        or rows.form.bits is not None
         or not rows.program.is_compiled
         or rows.program.widest < chunk_attention.TILE_TOKENS
     ):

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.base import quantized_scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache
 
 from mlx_serving.actors.generation.mlx_engine.attention import AttendingCache
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.kv_format import Slab
 
 _MOST_SCORES = 1 << 26
 """A layer's, of all heads: 256 MB, which take about a millisecond to go through."""
@@ -49,6 +51,31 @@ def attention(
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
     bools = _causal(tokens, keys.shape[2]) if isinstance(mask, str) else mask
     return _composed(queries, keys, values, scale, bools)
+
+
+def quantised_attention(
+    queries: mx.array,
+    keys: Slab,
+    values: Slab,
+    scale: float,
+    mask: mx.array | str | None,
+    group_size: int,
+    bits: int,
+) -> mx.array:
+    """Attention to quantised keys and values, three arrays each. `mask`: as for `attention`, or [tokens, columns].
+
+    MLX has no products with them on CUDA; there they are dequantised before.
+    """
+    if not mx.cuda.is_available():
+        theirs: Callable[..., mx.array] = quantized_scaled_dot_product_attention
+        return theirs(queries, keys, values, scale=scale, mask=mask, group_size=group_size, bits=bits)
+    wide = [
+        mx.dequantize(digits, scales, offsets, group_size=group_size, bits=bits)
+        for digits, scales, offsets in (keys, values)
+    ]
+    if isinstance(mask, mx.array) and mask.ndim == 2:
+        mask = mask[None, None]
+    return attention(queries, wide[0], wide[1], scale, mask)
 
 
 def _causal(tokens: int, columns: int) -> mx.array:

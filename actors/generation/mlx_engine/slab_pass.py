@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
 import mlx.core as mx
-from mlx_lm.models.base import quantized_scaled_dot_product_attention
 
 from mlx_serving.actors.generation.mlx_engine import attention_kernels, composed_attention
 from mlx_serving.actors.generation.mlx_engine.device import is_cpu
-from mlx_serving.actors.generation.mlx_engine.kv_format import Slab
+from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat, Slab
 from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.native import kernels
 from mlx_serving.native.kernels.stacks import DecoderStack, can_stack
@@ -58,7 +58,7 @@ class CopyingPass:
         all_keys, all_values = slab.read(self.rows, self._span)
         if form.bits is None:
             return composed_attention.attention(queries, all_keys, all_values, scale, self._mask, sinks)
-        return quantized_scaled_dot_product_attention(
+        return composed_attention.quantised_attention(
             queries, all_keys, all_values, scale, self._mask, form.group_size, form.bits
         )
 
@@ -76,12 +76,18 @@ class InPlace:
     """All layers of the model in one operation, while it `holds`."""
 
 
-def in_place_kernel(model: Any, head_sizes: set[int], setting: str) -> InPlace | None:
-    """The one that runs on this device, takes heads of these sizes, and that `generation.in_place_attention` wants."""
+def in_place_kernel(model: Any, head_sizes: set[int], setting: str, form: KvFormat) -> InPlace | None:
+    """The one that runs on this device, takes heads of these sizes in this form, and that
+    `generation.in_place_attention` wants."""
     if len(head_sizes) != 1 or setting == "off":
         return None
     if attention_kernels.suits(head_sizes, setting):
-        return InPlace(attention_kernels.attend_in_place, attention_kernels.MOST_TOKENS, takes_slotless_rows=True)
+        attend: Callable[..., mx.array] = attention_kernels.attend_in_place
+        if form.bits is not None:
+            attend = functools.partial(attention_kernels.attend_quantised, group_size=form.group_size, bits=form.bits)
+        return InPlace(attend, attention_kernels.MOST_TOKENS, takes_slotless_rows=True)
+    if form.bits is not None:
+        return None
     if is_cpu() and kernels.choice.choice == "native" and not any(size % 16 for size in head_sizes):
         stack = DecoderStack(model) if can_stack(model) else None
         return InPlace(kernels.operations.attend_in_place, _MOST_TOKENS, stack=stack)
@@ -89,7 +95,7 @@ def in_place_kernel(model: Any, head_sizes: set[int], setting: str) -> InPlace |
 
 
 class InPlacePass:
-    """By a kernel that writes in place: plain keys and values, no sinks."""
+    """By a kernel that writes in place, without sinks."""
 
     def __init__(self, attend: Callable[..., mx.array], lengths: mx.array, slabs: Sequence[tuple[Slab, Slab]]) -> None:
         """`lengths` [rows] int32; `slabs` are the keys and values of each layer."""

@@ -17,7 +17,7 @@ import structlog
 from mlx_lm.models.cache import KVCache
 
 from mlx_serving.actors.errors import ModelLoadFailed
-from mlx_serving.actors.generation.mlx_engine import attention_kernels
+from mlx_serving.actors.generation.mlx_engine import attention_kernels, composed_attention
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.attention import redirect_attention
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
@@ -59,7 +59,7 @@ class SlabRows:
         """`templates`: plain caches with at least one token, for the shapes of keys and values."""
         self.program = program
         self.templates = templates
-        self._form = form
+        self.form = form
         self._groups: list[SlabGroup] = []
 
     @property
@@ -83,7 +83,7 @@ class SlabRows:
         return sum(group.nbytes for group in self._groups)
 
     def fresh(self) -> SlabRows:
-        return SlabRows(self.program, self.templates, self._form)
+        return SlabRows(self.program, self.templates, self.form)
 
     def emptied(self, most_bytes: int) -> SlabRows:
         if not self.writes_in_place:
@@ -99,7 +99,7 @@ class SlabRows:
         """Allocate what `rows` short rows need, or as much of it as the bytes allow, if slabs are written in place."""
         if not self.writes_in_place:
             return
-        group = SlabGroup(SMALLEST_CAPACITY, self._form, self.templates)
+        group = SlabGroup(SMALLEST_CAPACITY, self.form, self.templates)
         group.allocate(1)
         slots = 1
         while 2 * slots <= rows and 2 * slots * group.nbytes <= most_bytes:
@@ -128,7 +128,7 @@ class SlabRows:
 
     def _lone(self, capacity: int) -> SlabGroup:
         """A group of one row without tokens."""
-        group = SlabGroup(capacity, self._form, self.templates)
+        group = SlabGroup(capacity, self.form, self.templates)
         group.allocate(1)
         group.lengths = [0]
         return group
@@ -217,7 +217,7 @@ class SlabRows:
         for group in self._groups:
             if group.capacity == capacity:
                 return group
-        group = SlabGroup(capacity, self._form, self.templates)
+        group = SlabGroup(capacity, self.form, self.templates)
         # In one order: passes over the same groups are the same to what compiles them.
         bisect.insort(self._groups, group, key=lambda each: each.capacity)
         return group
@@ -248,15 +248,21 @@ def rows_cache_for(
     """
     caches = prompt_caches.new_caches(model)
     reason = "not all of its layers keep plain keys and values"
-    if all(type(cache) is KVCache for cache in caches) and redirect_attention(model):
-        expected = _probe(model, caches)
+    is_plain = all(type(cache) is KVCache for cache in caches)
+    if is_plain and redirect_attention(model, composed_attention.quantised_attention):
+        expected: mx.array | None = _probe(model, caches)
         sizes = {part.shape[3] for cache in caches for part in (cache.keys, cache.values)}
         form = KvFormat.of(kv_type, sizes)
-        kernel = in_place_kernel(model, sizes, in_place) if form.bits is None else None
-        for chosen in _ways(kernel):
+        templates = [form.converted(cache) for cache in caches]
+        if form.bits is not None:
+            # What is rounded is another model: kernels are held to what it says by MLX's operations.
+            copying = SlabRows(Program(model, len(caches)), templates, form)
+            is_usable = _agrees(SlabRows(copying.program, caches, KvFormat()), expected, caches)
+            expected = _logits(copying, caches) if is_usable else None
+        for chosen in _ways(in_place_kernel(model, sizes, in_place, form)):
             program = Program(model, len(caches), chosen, compiles and chosen is not None)
-            if _agrees(SlabRows(program, caches, KvFormat()), expected, caches):
-                return SlabRows(program, [form.converted(cache) for cache in caches], form), form
+            if _agrees(SlabRows(program, templates, form), expected, caches):
+                return SlabRows(program, templates, form), form
         reason = "its attention does not go through the one function that reads them"
     if kv_type != "model":
         raise ModelLoadFailed(f"generation.kv_type is {kv_type}, but this model's caches stay as they are: {reason}")
@@ -284,8 +290,14 @@ def _probe(model: Any, caches: Caches) -> mx.array:
     return logits[0]
 
 
-def _agrees(rows: SlabRows, expected: mx.array, caches: Caches) -> bool:
-    """Whether slabs give the same logits for two rows: of different lengths with a token each, of one with two."""
+def _agrees(rows: SlabRows, expected: mx.array | None, caches: Caches) -> bool:
+    """Whether slabs give these logits, see `_logits`."""
+    found = _logits(rows, caches) if expected is not None else None
+    return found is not None and expected is not None and agree(found, expected)
+
+
+def _logits(rows: SlabRows, caches: Caches) -> mx.array | None:
+    """What two rows say by slabs: of different lengths with a token each, both of one with two. None if they fail."""
 
     def first(tokens: int) -> Caches:
         copies = []
@@ -293,7 +305,7 @@ def _agrees(rows: SlabRows, expected: mx.array, caches: Caches) -> bool:
             copy: Any = KVCache()  # type: ignore[no-untyped-call]
             copy.keys, copy.values = cache.keys[:, :, :tokens], cache.values[:, :, :tokens]
             copy.offset = tokens
-            copies.append(copy)
+            copies.append(rows.form.converted(copy))
         return copies
 
     done, last = len(_PROBE) - 2, _PROBE[-2:]
@@ -309,8 +321,8 @@ def _agrees(rows: SlabRows, expected: mx.array, caches: Caches) -> bool:
         Exception
     ) as error:  # an architecture that wants something else of its caches, a kernel that does not compile
         _log.warning("slabs of this kind are not used", reason=f"{type(error).__name__}: {error}")
-        return False
-    return agree(found, expected)
+        return None
+    return found
 
 
 def agree(found: mx.array, expected: mx.array) -> bool:

@@ -10,12 +10,13 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
-from mlx_lm.models.cache import KVCache
 from support.gpu_kernels import Language
 from support.shims import Shims
 
 from mlx_serving.actors.generation.mlx_engine import attention_kernels
-from mlx_serving.actors.generation.mlx_engine.attention_kernels import attend_in_place, suits
+from mlx_serving.actors.generation.mlx_engine.attention_kernels import attend_in_place, attend_quantised, suits
+from mlx_serving.actors.generation.mlx_engine.caches import new_caches
+from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat
 from mlx_serving.actors.generation.mlx_engine.slab_rows import SlabRows, rows_cache_for
 
 CAPACITY = 24
@@ -122,6 +123,42 @@ def test_rows_of_every_length_attend_to_their_own_columns(
             np.testing.assert_allclose(attended[row], numbers(expected), rtol=0, atol=limit)
 
 
+@pytest.mark.parametrize("part_columns", [512, 4], ids=["whole", "in parts"])
+@pytest.mark.parametrize(("bits", "group_size"), [(8, 64), (4, 64), (8, 32), (4, 32)])
+@pytest.mark.parametrize(("share", "size", "tokens"), [(7, 64, 1), (4, 128, 5), (2, 256, 1)])
+def test_quantised_slabs_are_read_and_written_as_mlx_quantises(
+    shims: Shims,
+    monkeypatch: pytest.MonkeyPatch,
+    language: Language,
+    share: int,
+    size: int,
+    tokens: int,
+    bits: int,
+    group_size: int,
+    part_columns: int,
+) -> None:
+    gpu = shims.use(language, monkeypatch, threads=2 * size)
+    monkeypatch.setattr(attention_kernels, "_PART_COLUMNS", part_columns)
+    gpu.seed = bits + group_size
+    case = Case.of(2, share, size, mx.float32, tokens)
+    form: Any = {"group_size": group_size, "bits": bits}
+    slabs = [mx.quantize(slab, **form) for slab in (case.slab_keys, case.slab_values)]
+    mx.eval(slabs)
+    before = [[np.array(part) for part in slab] for slab in slabs]
+    lengths = mx.array(list(case.lengths), dtype=mx.int32)
+    attended = numbers(
+        attend_quantised(case.queries, case.keys, case.values, slabs[0], slabs[1], lengths, case.scale, **form)
+    )
+    for slab, new, old in zip(slabs, (case.keys, case.values), before, strict=True):
+        for part, fresh, held in zip(slab, mx.quantize(new, **form), old, strict=True):
+            for row, length in enumerate(case.lengths):
+                held[row, :, length : length + tokens] = np.array(fresh)[row]
+            np.testing.assert_array_equal(np.array(part), held)
+    wide = [mx.dequantize(*slab, **form) for slab in slabs]
+    for row, expected in enumerate(attrs.evolve(case, slab_keys=wide[0], slab_values=wide[1]).expected()):
+        np.testing.assert_allclose(attended[row], numbers(expected), rtol=0, atol=4e-6)
+
+
 def test_what_the_kernel_does_not_take_is_refused_before_it_writes(
     shims: Shims, monkeypatch: pytest.MonkeyPatch, language: Language
 ) -> None:
@@ -169,29 +206,31 @@ def small_model() -> Any:
     return model
 
 
-def filled(model: Any, ids: list[int]) -> list[KVCache]:
-    """Plain caches of one row that hold some ids."""
-    caches = [KVCache() for _ in model.layers]  # type: ignore[no-untyped-call]
+def filled(model: Any, ids: list[int], form: KvFormat | None = None) -> list[Any]:
+    """Caches of one row that hold some ids."""
+    caches = new_caches(model, form)
     if ids:
         model(mx.array([ids]), cache=caches)
         mx.eval([(cache.keys, cache.values) for cache in caches])
     return caches
 
 
-def rows_for(model: Any, setting: str) -> SlabRows:
-    rows, _ = rows_cache_for(model, in_place=setting)
+def rows_for(model: Any, setting: str, kv_type: str = "model") -> SlabRows:
+    rows, _ = rows_cache_for(model, kv_type, setting)
     assert isinstance(rows, SlabRows)
     return rows
 
 
+@pytest.mark.parametrize("kv_type", ["model", "8bit", "4bit"])
 def test_a_model_says_the_same_in_place_while_rows_come_go_and_grow(
-    shims: Shims, monkeypatch: pytest.MonkeyPatch, language: Language
+    shims: Shims, monkeypatch: pytest.MonkeyPatch, language: Language, kv_type: str
 ) -> None:
     gpu = shims.use(language, monkeypatch)
     model = small_model()
-    copying = rows_for(model, "off")
+    copying = rows_for(model, "off", kv_type)
     monkeypatch.setattr(getattr(mx, language), "is_available", lambda: True)
-    in_place = rows_for(model, "on")
+    in_place = rows_for(model, "on", kv_type)
+    form = in_place.form
     assert (in_place.writes_in_place, copying.writes_in_place) == (True, False)
 
     both = (in_place, copying)
@@ -205,7 +244,7 @@ def test_a_model_says_the_same_in_place_while_rows_come_go_and_grow(
 
     for prompts in ([[1, 2, 3], list(range(40)) * 13], [[5]]):
         for rows in both:
-            rows.join([filled(model, ids) for ids in prompts])
+            rows.join([filled(model, ids, form) for ids in prompts])
         step(7)
         step(8)
     # Several tokens a row, and some are taken back; more than the kernel takes go the other way.
@@ -222,14 +261,15 @@ def test_a_model_says_the_same_in_place_while_rows_come_go_and_grow(
     assert in_place.lengths == copying.lengths
 
 
+@pytest.mark.parametrize("kv_type", ["model", "8bit"])
 @pytest.mark.parametrize("source", ["this is no kernel", attention_kernels._PARTS.replace("* scale[0]", "")])
 def test_a_device_on_which_it_fails_or_is_wrong_goes_the_other_way(
-    shims: Shims, monkeypatch: pytest.MonkeyPatch, language: Language, source: str
+    shims: Shims, monkeypatch: pytest.MonkeyPatch, language: Language, source: str, kv_type: str
 ) -> None:
     shims.use(language, monkeypatch)
     monkeypatch.setattr(attention_kernels, "_PARTS", source)
     monkeypatch.setattr(getattr(mx, language), "is_available", lambda: True)
-    assert not rows_for(small_model(), "on").writes_in_place
+    assert not rows_for(small_model(), "on", kv_type).writes_in_place
 
 
 def test_a_kernel_that_is_wrong_for_several_tokens_is_used_for_one(

@@ -125,13 +125,21 @@ def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
     kinds = [(dtype, 2), (mx.uint32, 2), (dtype, 2), (dtype, 2), (dtype, 1)]
     assert compiled(quantized.text(kinds, [*template, ("GROUP_SIZE", 64)], [dtype]), "sm_80")
     inputs = ["queries", "keys", "values", "slab_keys", "slab_values", "lengths", "scale"]
-    parts = Program("name", inputs, ["sums", "stats"], attention_kernels._PARTS, CUDA.header, "sm_80")
+    attention = attention_kernels._BEGINNING + attention_kernels._PLAIN + attention_kernels._PARTS
+    parts = Program("name", inputs, ["sums", "stats"], attention, CUDA.header, "sm_80")
     constants = [("T", dtype), ("D", 64), ("G", 3), ("O", mx.float32), ("WARPS", 16)]
     kinds = [*[(dtype, 4)] * 5, (mx.int32, 1), (mx.float32, 1)]
     assert compiled(parts.text(kinds, constants, [mx.float32, mx.float32]), "sm_80")
     chunk = Program("name", inputs, ["out"], chunk_attention._SOURCE, CUDA.header + tensor_cores.FUNCTIONS, "sm_80")
     template = [("T", dtype), ("HALF", dtype == mx.float16), ("D", 128), ("G", 4), ("WARPS", 4), ("IS_SPLIT", True)]
     assert compiled(chunk.text(kinds, template, [dtype]), "sm_80")
+    attention = attention_kernels._BEGINNING + attention_kernels._QUANTISED + attention_kernels._PARTS
+    names = attention_kernels._inputs(is_quantised=True)
+    parts = Program("name", names, ["sums", "stats"], attention, CUDA.header, "sm_80")
+    kinds = [(dtype, 4), *[(mx.uint32, 4), (dtype, 4), (dtype, 4)] * 4, (mx.int32, 1), (mx.float32, 1)]
+    for bits in (4, 8):
+        text = parts.text(kinds, [*constants, ("GROUP_SIZE", 32), ("BITS", bits)], [mx.float32, mx.float32])
+        assert compiled(text, "sm_80")
     join = Program("name", ["sums", "stats"], ["out"], attention_kernels._JOIN, CUDA.header, "sm_80")
     assert compiled(join.text([(mx.float32, 4), (mx.float32, 4)], constants[:2], [dtype]), "sm_80")
     names = ["logits", "masks", "floats", "limits"]
