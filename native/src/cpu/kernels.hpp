@@ -39,7 +39,7 @@ struct DenseMatrix {
 // Rows of a panel: two vectors of AVX-512.
 constexpr long kPanelRows = 32;
 // Rows of x that meet a panel at once, at most: sums of more do not stay in registers.
-constexpr int kPanelTile = 3;
+constexpr int kPanelTile = 4;
 
 enum class Activation { silu, gelu };
 

@@ -2,8 +2,8 @@
 //
 // VPDPBUSD adds four products of an unsigned and a signed byte to each of 16 integers, exactly, in the time AVX-512 needs for
 // one product of floats a lane. Digits of a matrix are unsigned bytes as they are. Each block of a row of x, with one scale, is
-// rounded to integers of 24 bits, which is as exact as floats, and split into three planes of bytes. Sums are exact
-// within a block; there they become floats, and meet the block's scale and the matrix's own.
+// rounded to integers of 22 to 24 bits, which is about as exact as floats, and split into three planes of bytes. Sums are
+// exact within a block; there they become floats, and meet the block's scale and the matrix's own.
 #if defined(__x86_64__)
 #include <cstring>
 
@@ -17,8 +17,10 @@ namespace mlx_serving::cpu::avx512_vnni {
 namespace {
 
 constexpr int kPlanes = 3;
-// The largest integer of x: below 2^23, so that no byte of its planes overflows.
-constexpr float kLargest = 8355000.0f;
+// The largest integer of x: so that no byte of its planes overflows, and with digits of 4 bits a block's whole sum is an
+// integer of 32 bits.
+template <int Bits, int Block>
+constexpr float kLargest = Bits == 8 ? 8355000.0f : Block == 64 ? 2236900.0f : 4473900.0f;
 // Blocks of smaller numbers are zeros: their scale's inverse would not be a float.
 constexpr float kSmallest = 1e-30f;
 // How far ahead of its use a matrix is fetched, in bytes of digits, and in groups of scales.
@@ -50,8 +52,8 @@ void split_block(const float* x, char* planes, float* scale, float* sum) {
     total = _mm512_add_ps(total, values[i]);
   }
   float largest = _mm512_reduce_max_ps(most);
-  __m512 inverse = _mm512_set1_ps(largest > kSmallest ? kLargest / largest : 0.0f);
-  *scale = largest / kLargest;
+  __m512 inverse = _mm512_set1_ps(largest > kSmallest ? kLargest<Bits, Block> / largest : 0.0f);
+  *scale = largest / kLargest<Bits, Block>;
   // Not finite if any of x is not, and with it the result.
   *sum = _mm512_reduce_add_ps(total);
   // A word's digits of 4 bits leave it as two vectors of bytes: every other one, then those between.
@@ -100,6 +102,14 @@ inline void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 }
 
+// The planes' sums as one.
+template <int Bits>
+inline __m512 joined(const __m512i (&sums)[kPlanes]) {
+  __m512i lower = _mm512_add_epi32(_mm512_slli_epi32(sums[1], 8), sums[0]);
+  if constexpr (Bits == 4) return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sums[2], 16), lower));
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[2]), _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(lower));
+}
+
 // Adds to y [Rows][kPanelRows] the products of a panel with rows of x in planes.
 template <int Bits, int Block, int Rows>
 void multiply_panel(const QuantizedMatrix& panel, const char* planes, float* y) {
@@ -114,7 +124,7 @@ void multiply_panel(const QuantizedMatrix& panel, const char* planes, float* y) 
     __m512i sums[kVectors][Rows][kPlanes];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; v++)
-#pragma GCC unroll 3
+#pragma GCC unroll 4
       for (int m = 0; m < Rows; m++)
 #pragma GCC unroll 3
         for (int plane = 0; plane < kPlanes; plane++) sums[v][m][plane] = _mm512_setzero_si512();
@@ -134,7 +144,7 @@ void multiply_panel(const QuantizedMatrix& panel, const char* planes, float* y) 
           digits[v] = Bits == 8 ? column[v]
                                 : _mm512_and_si512(part == 0 ? column[v] : _mm512_srli_epi32(column[v], 4), low);
         const char* bytes = planes + (word * kParts + part) * 4;
-#pragma GCC unroll 3
+#pragma GCC unroll 4
         for (int m = 0; m < Rows; m++)
 #pragma GCC unroll 3
           for (int plane = 0; plane < kPlanes; plane++) {
@@ -146,17 +156,22 @@ void multiply_panel(const QuantizedMatrix& panel, const char* planes, float* y) 
           }
       }
     }
+    // Here too the sums are in registers: otherwise the compiler keeps them in memory as well, and is twice as slow.
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; v++)
+#pragma GCC unroll 4
+      for (int m = 0; m < Rows; m++)
+#pragma GCC unroll 3
+        for (int plane = 0; plane < kPlanes; plane++) asm("" : "+v"(sums[v][m][plane]));
     const float* scales = reinterpret_cast<const float*>(planes + Rows * kPlanes * Block);
     long group = block >> shift;
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; v++) {
       __m512 scale = floats_at(panel.scales, panel.type, group * kVectors + v);
       __m512 bias = floats_at(panel.biases, panel.type, group * kVectors + v);
-#pragma GCC unroll 3
+#pragma GCC unroll 4
       for (int m = 0; m < Rows; m++) {
-        __m512i lower = _mm512_add_epi32(_mm512_slli_epi32(sums[v][m][1], 8), sums[v][m][0]);
-        __m512 whole = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[v][m][2]), _mm512_set1_ps(65536.0f),
-                                       _mm512_cvtepi32_ps(lower));
+        __m512 whole = joined<Bits>(sums[v][m]);
         float* out = y + m * kPanelRows + 16 * v;
         __m512 result = _mm512_fmadd_ps(_mm512_set1_ps(scales[Rows + m]), bias, _mm512_loadu_ps(out));
         _mm512_storeu_ps(out, _mm512_fmadd_ps(_mm512_mul_ps(whole, _mm512_set1_ps(scales[m])), scale, result));
@@ -172,7 +187,7 @@ using MultiplyPanel = void (*)(const QuantizedMatrix& panel, const char* planes,
 
 template <int Bits, int Block>
 constexpr MultiplyPanel kMultiply[kPanelTile] = {multiply_panel<Bits, Block, 1>, multiply_panel<Bits, Block, 2>,
-                                                 multiply_panel<Bits, Block, 3>};
+                                                 multiply_panel<Bits, Block, 3>, multiply_panel<Bits, Block, 4>};
 
 void panel_product(const QuantizedMatrix& matrix, long first, long last, const char* planes, long count, float* y,
                    long y_stride) {

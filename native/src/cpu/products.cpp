@@ -81,11 +81,11 @@ void tiled(long matrix_rows, long depth, const float* x, long count, const Targe
   parallel(int((matrix_rows + k.tile_columns - 1) / k.tile_columns), column);
 }
 
-// Rows of x as panels take them: in pairs, the last of which may be three, each split into planes for itself.
+// Rows of x as panels take them: in tiles of nearly the same size, each split into planes for itself.
 class Planes {
  public:
   Planes(const QuantizedMatrix& matrix, const float* x, long count, Scratch& scratch)
-      : count_(count), tiles_(std::max<long>(1, count / 2)) {
+      : count_(count), tiles_((count + kPanelTile - 1) / kPanelTile) {
     const Kernels& k = kernels();
     row_bytes_ = k.panel_bytes(matrix.columns, matrix.group);
     char* planes = reinterpret_cast<char*>(scratch.floats(size_t(count * row_bytes_) / sizeof(float)));
@@ -102,7 +102,7 @@ class Planes {
 
   // y [count] of the matrix's rows [begin, end), whole panels: each panel for as many tiles as the cache holds.
   void multiply(const QuantizedMatrix& matrix, long begin, long end, float* y, long y_stride) const {
-    long together = std::max<long>(1, kPlanesBytes / (2 * row_bytes_));
+    long together = std::max<long>(1, kPlanesBytes / (kPanelTile * row_bytes_));
     for (long from = 0; from < tiles_; from += together)
       for (long row = begin; row < end; row += kPanelRows)
         for (long tile = from; tile < std::min(tiles_, from + together); tile++)
@@ -111,7 +111,7 @@ class Planes {
   }
 
  private:
-  long first(long tile) const { return tile < tiles_ ? 2 * tile : count_; }
+  long first(long tile) const { return count_ * tile / tiles_; }
 
   long count_, tiles_, row_bytes_;
   const char* planes_;
