@@ -29,6 +29,8 @@ _TYPES = {
     mx.uint32: "unsigned int",
     mx.bool_: "bool",
 }
+_EASILY_RUN = 256
+"""Threads of a group that may have as many registers each as there can be."""
 _PREAMBLE = r"""
 #define INFINITY __int_as_float(0x7f800000)
 
@@ -85,9 +87,10 @@ class Program:
         output_dtypes: Sequence[mx.Dtype],
     ) -> list[mx.array]:
         kinds = tuple((each.dtype, each.ndim) for each in inputs)
-        key = (kinds, tuple(template), tuple(output_dtypes))
+        threads = threadgroup[0] * threadgroup[1] * threadgroup[2]
+        key = (kinds, tuple(template), tuple(output_dtypes), threads)
         if key not in self._compiled:
-            text = self.text(kinds, template, output_dtypes)
+            text = self.text(kinds, template, output_dtypes, threads)
             own_name = f"{self.name}_{hashlib.blake2s(text.encode(), digest_size=8).hexdigest()}"
             self._compiled[key] = own_name, compiled(text.replace(_NAME, own_name), self.architecture)
         name, code = self._compiled[key]
@@ -111,8 +114,12 @@ class Program:
         inputs: Sequence[tuple[mx.Dtype, int]],
         template: Sequence[tuple[str, Any]],
         output_dtypes: Sequence[mx.Dtype],
+        threads: int,
     ) -> str:
-        """The whole source for inputs of these types and numbers of axes; the kernel's name is still to be put in."""
+        """The whole source for inputs of these types and numbers of axes, and groups of so many threads.
+
+        The kernel's name is still to be put in.
+        """
         parameters = [
             f"const {_TYPES[dtype]}* {name}" for (dtype, _), name in zip(inputs, self.input_names, strict=True)
         ]
@@ -123,7 +130,10 @@ class Program:
                 sizes = [f"{name}_size_{axis}" for axis in range(axes)]
                 parameters += [f"int {size}" for size in sizes]
                 constants += f"const int {name}_shape[] = {{{', '.join(sizes)}}};\n"
-        function = f'extern "C" __global__ void {_NAME}({", ".join(parameters)}) {{\n{constants}{self.source}\n}}\n'
+        # Registers of a multiprocessor are shared by the threads of a group: many of these have to do with few each.
+        bounds = f" __launch_bounds__({threads})" if threads > _EASILY_RUN else ""
+        head = f'extern "C" __global__ void{bounds} {_NAME}({", ".join(parameters)})'
+        function = f"{head} {{\n{constants}{self.source}\n}}\n"
         return _PREAMBLE + self.header + function
 
 
