@@ -30,6 +30,9 @@ _USED_SHARE = 0.5
 """A step that took less of its budget than this says nothing about the budget."""
 _BESIDE_BEGINNING = 0.25
 """What the tokens of a chunk may cost in any case, as a part of what it costs to begin one."""
+_BESIDE_LEAST = 0.4
+"""What a chunk may cost in any case besides the least one, as a part of that, where it was timed: a prompt goes in ten
+times as fast by chunks that are ten times as wide and cost little more."""
 _MEMORY = 0.9
 """What each chunk leaves of the weight of those before it."""
 _LEAST_VARIANCE = 0.01
@@ -138,7 +141,7 @@ class TimedCost:
         found: dict[int, float] = {}
         least = math.inf
         for width in sorted({width for width, _ in times}, reverse=True):
-            least = min(least, statistics.median(seconds for each, seconds in times if each == width))
+            least = min(least, statistics.median_low(seconds for each, seconds in times if each == width))
             found[width] = least
         return cls(dict(reversed(found.items())))
 
@@ -158,7 +161,7 @@ class TimedCost:
 
     def fitting(self, seconds: float, most: int) -> int:
         """The greatest width, up to `most`, that may make a step so much longer, or little more than the least does."""
-        allowed = max(seconds, (1 + _BESIDE_BEGINNING) * self.of(1))
+        allowed = max(seconds, (1 + _BESIDE_LEAST) * self.of(1))
         fitting = (width for width in self.timed if width <= most and self.of(width) <= allowed)
         return max(fitting, default=min(self.timed))
 
