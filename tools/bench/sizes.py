@@ -47,8 +47,8 @@ QUICK = Size(
     kernels_rounds=1,
 )
 FULL = Size(
-    compare_tokens=24,
-    compare_repetitions=3,
+    compare_tokens=64,
+    compare_repetitions=2,
     compare_both_blas=False,
     compare_mixed_clients=(8, 32),
     equality_prompts=20,

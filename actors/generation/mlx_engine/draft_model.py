@@ -7,7 +7,6 @@ the next one. What was proposed and did not come true is rolled back then.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +31,8 @@ from mlx_serving.config.schema import Generation
 _nn: Any = mlx.nn
 """Its modules carry no types."""
 _TRIES = 4
+_CHUNK = 64
+"""Tokens of a prompt that are timed."""
 _BITS, _GROUPS = 4, (64, 32)
 _CLOSE = 12
 """Tokens that a row may be behind and still propose: they are taken in with the proposal, together with those of the
@@ -115,6 +116,7 @@ class DraftModel:
         )
         self._held: list[_Held] = []
         self._filling: list[_Held] = []
+        self._prompt_seconds = 0.0
 
     @property
     def can_roll_back(self) -> bool:
@@ -143,6 +145,11 @@ class DraftModel:
         """Whether it can propose something to the row without having to catch up first."""
         return any(held.row is row and len(held.pending) <= _CLOSE for held in self._held)
 
+    def seconds_behind(self, row: Row) -> float:
+        """What it would cost to take the row up: 0 if it has been."""
+        is_held = any(held.row is row for held in [*self._held, *self._filling])
+        return 0.0 if is_held else len(row.ids) * self._prompt_seconds
+
     def is_ready(self, row: Row) -> bool:
         """Whether it can propose something to the row."""
         return any(held.row is row for held in self._held)
@@ -167,16 +174,17 @@ class DraftModel:
         places = {held.row: place for place, held in enumerate(self._held)}
         return Drafts([tokens[places[row]] for row in rows], drawing.probabilities([places[row] for row in rows]))
 
-    def measured_seconds(self, clock: Clock) -> float:
-        """Of the fastest of some passes of one token; the first one compiles what it needs."""
+    def measure(self, clock: Clock) -> float:
+        """Seconds of a pass of one token; those of a token of a prompt are kept. Of each the fastest of some, as the
+        first compiles what it needs."""
         caches = prompt_caches.new_caches(self._model, self._form)
-        token, seconds = mx.zeros((1, 8), dtype=mx.int32), math.inf
-        for _ in range(_TRIES):
-            before = clock()
-            token = mx.argmax(self._model(token, cache=caches)[:, -1], axis=-1)[:, None]
-            mx.eval(token)
-            seconds = min(seconds, clock() - before)
-        return seconds
+        self._prompt_seconds = min(self._timed(caches, _CHUNK, clock) for _ in range(_TRIES)) / _CHUNK
+        return min(self._timed(caches, 1, clock) for _ in range(_TRIES))
+
+    def _timed(self, caches: Caches, tokens: int, clock: Clock) -> float:
+        before = clock()
+        mx.eval(mx.argmax(self._model(mx.zeros((1, tokens), dtype=mx.int32), cache=caches)[:, -1], axis=-1))
+        return clock() - before
 
     def clear(self) -> None:
         """Hold no row."""

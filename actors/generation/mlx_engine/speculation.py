@@ -31,6 +31,8 @@ from mlx_serving.config.schema import Generation
 _log = logging.getLogger(__name__)
 _MEASURED_WIDTHS = (1, 2, 3, 5, 9)
 _CERTAIN = 1.0
+_TYPICAL = 64
+"""Tokens of an answer."""
 _TRIES = 3
 """Of each width at load; the first compiles what it needs, and the fastest counts."""
 
@@ -145,13 +147,17 @@ class Speculator:
     def _prepare(
         self, draft: DraftModel, rows: Sequence[Row], known: Sequence[RowSpeculation | None], budget: int
     ) -> None:
-        """Let the draft model follow the rows as long as its proposals are likely to be taken up.
+        """Let the draft model follow the rows as long as its proposals are likely to be taken up, each from when they
+        are likely to save the time that taking in its prompt costs.
 
         Otherwise it takes no others up, and loses those that it has once they are too far ahead.
         """
         best = Offer(self._planner.longest, self._shared.rate(DRAFT_KIND), is_drafted=True)
         wanted = [row for row, each in zip(rows, known, strict=True) if each is not None]
-        if not self._planner.pays([best if each is not None else None for each in known]):
+        saving = self._planner.saving([best if each is not None else None for each in known])
+        if saving:
+            wanted = [row for row in wanted if draft.seconds_behind(row) <= saving * _to_come(row)]
+        else:
             wanted = [row for row in wanted if draft.is_close(row)]
             self._shared.fade(DRAFT_KIND)
         try:
@@ -222,7 +228,7 @@ def speculator_for(
     model(mx.zeros((1, 8), dtype=mx.int32), cache=caches)
     costs = measured_costs(cache, caches, clock)
     if draft is not None:
-        costs.saw_draft(1, 1, draft.measured_seconds(clock))
+        costs.saw_draft(1, 1, draft.measure(clock))
     longest = min(chosen.max_tokens, cache.widest - 1)
     ring = settings.metal_optimizations.command_buffer_ring
     return Speculator(chosen.mode, Planner(costs, longest, cache.padded, ring + 1), draft, clock)
@@ -275,6 +281,12 @@ def _offers(
 def _room(row: Row) -> int:
     """Tokens that may be proposed to a row: one more than that is drawn in any case."""
     return row.answer.limit - (len(row.ids) - row.prompt_tokens) - 1
+
+
+def _to_come(row: Row) -> int:
+    """Tokens that the row is taken to say yet: as many as it has said, as nothing else is known of its length, but no
+    fewer than most answers have."""
+    return min(_room(row), max(_TYPICAL, len(row.ids) - row.prompt_tokens))
 
 
 def _better(lookup: Offer | None, draft: Offer | None) -> Offer | None:

@@ -91,10 +91,11 @@ class Planner:
             self._busy, self._trust = 0, min(2 * self._trust, _RAREST_AUDIT)
         return True
 
-    def pays(self, offers: Offers) -> bool:
-        """Whether these would be taken up."""
-        speeds = [self._speed(offers, plan.tokens) for plan in self._lengths(0, offers)]
-        return max(speeds, default=0.0) >= MARGIN * self._plain_speed(len(offers))
+    def saving(self, offers: Offers) -> float:
+        """Seconds that these would save for each token of the batch; 0 where they would not be taken up."""
+        plain = self._plain_speed(len(offers))
+        best = max((self._speed(offers, plan.tokens) for plan in self._lengths(0, offers)), default=0.0)
+        return 1 / plain - 1 / best if best >= MARGIN * plain else 0.0
 
     def _lengths(self, number: int, offers: Offers) -> list[Plan]:
         return [Plan(number, tokens) for tokens in range(1, min(self.longest, _longest(offers)) + 1)]

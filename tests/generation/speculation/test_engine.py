@@ -221,6 +221,20 @@ def test_a_draft_model_that_fails_is_left_out(family: Family, plain: MlxEngine) 
     engine.close()
 
 
+def test_a_prompt_that_costs_more_than_drafts_save_is_not_taken_in(family: Family, plain: MlxEngine) -> None:
+    engine = eager(engine_of(family.target, "draft", family.draft))
+    draft = engine._draft
+    assert draft is not None
+    # Proposals save nearly all of the second that a token costs then, of an answer of 60 tokens.
+    for seconds, is_taken_in in ((3.0, False), (1.0, True)):
+        draft._prompt_seconds = seconds
+        said = run(engine, PROMPTS[1])
+        assert said.ids == run(plain, PROMPTS[1]).ids
+        assert said.end is not None
+        assert (said.end.drafts != DraftCounts()) == is_taken_in
+    engine.close()
+
+
 def test_a_draft_model_of_another_vocabulary_is_refused_with_both_names(family: Family) -> None:
     folder = family.draft.path.parent / "stranger"
     stranger = attrs.evolve(make_tiny_model(folder, "llama"), name="stranger") if not folder.exists() else None

@@ -85,13 +85,14 @@ def test_a_draft_model_that_costs_as_much_as_the_model_is_left_alone() -> None:
     machine = Machine(interpolated(FLAT), draft_seconds=0.010)
     planner = Planner(StepCosts(FLAT), 8)
     assert machine.run(planner, 0.8, kind=DRAFT_KIND) > 0.95
-    assert not planner.pays([Offer(8, 0.8, is_drafted=True)])
+    assert planner.saving([Offer(8, 0.8, is_drafted=True)]) == 0
 
 
 def test_a_cheap_draft_model_is_run_as_far_as_it_pays() -> None:
     planner = Planner(StepCosts(FLAT), 8)
     assert Machine(interpolated(FLAT), draft_seconds=0.002).run(planner, 0.8, kind=DRAFT_KIND) > 1.5
-    assert planner.pays([Offer(8, 0.8, is_drafted=True)])
+    plain, saved = FLAT[1], planner.saving([Offer(8, 0.8, is_drafted=True)])
+    assert plain / 3 < saved < plain
     assert 0 < tokens(planner, Offer(8, 0.8, is_drafted=True)) < 8
 
 

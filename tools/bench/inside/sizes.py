@@ -52,9 +52,10 @@ FULL_ON_CPU = attrs.evolve(
     FULL,
     prompt_tokens=32,
     tokens=24,
-    speculated_tokens=128,
+    speculated_tokens=256,
     repetitions=3,
     switch_repetitions=2,
+    rows=(8,),
     greedy_rows=(),
     masked_steps=40,
 )
