@@ -89,8 +89,12 @@ class CacheParts:
         nbytes = _HOST_BYTES_PER_TOKEN * tokens + sum(array.nbytes for array in arrays)
         if len({(array.shape, array.dtype) for array in arrays}) != 1:
             return KvBlock(tuple(tuple(map(prompt_caches.copied, layer)) for layer in layers), nbytes)
-        packed = mx.concatenate(arrays)
-        sides = [packed[i : i + 1] for i in range(len(arrays))]
+        return self.packed_block(mx.concatenate(arrays), tokens)
+
+    def packed_block(self, packed: mx.array, tokens: int) -> KvBlock:
+        """Of arrays one below the other, keys and values in turn. ValueError if they are no pairs."""
+        sides = [packed[i : i + 1] for i in range(packed.shape[0])]
+        nbytes = _HOST_BYTES_PER_TOKEN * tokens + packed.nbytes
         return KvBlock(tuple(zip(sides[::2], sides[1::2], strict=True)), nbytes, packed)
 
     def fits(self, block: KvBlock, tokens: int, caches: Caches) -> bool:

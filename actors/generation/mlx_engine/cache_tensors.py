@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from mlx_serving.actors.generation.mlx_engine.cache_parts import (
     is_cache_class,
     state_arrays,
 )
-from mlx_serving.actors.generation.prefix.disk_record import Tensor
+from mlx_serving.actors.generation.prefix.disk_record import Content, Tensor
 
 _TYPES: dict[str, tuple[mx.Dtype, type[Any]]] = {
     "F32": (mx.float32, np.float32),
@@ -45,6 +46,21 @@ def read_block(tensors: Sequence[Tensor], note: str) -> tuple[tuple[mx.array, ..
     if sum(counts) != len(tensors):
         raise ValueError("the note does not fit the tensors")
     return tuple(tuple(next(arrays) for _ in range(count)) for count in counts)
+
+
+def read_packed(content: Content, copied: Callable[[memoryview], mx.array]) -> mx.array | None:
+    """All arrays of a block one below the other, [arrays, heads, tokens, size], if they are of one form.
+
+    `copied` makes an array [bytes] of some bytes. Raises ValueError or KeyError for what `block_tensors` did not write.
+    """
+    forms = {(tensor.dtype, tensor.shape) for tensor in content.tensors}
+    if len(forms) != 1:
+        return None
+    ((name, shape),) = forms
+    dtype, _ = _TYPES[name]
+    if shape[:1] != (1,) or content.data.nbytes != dtype.size * math.prod(shape) * len(content.tensors):
+        raise ValueError("the tensors do not follow each other")
+    return copied(content.data).view(dtype).reshape(len(content.tensors), *shape[1:])
 
 
 def snapshot_tensors(snapshot: Snapshot) -> tuple[tuple[Tensor, ...], str]:

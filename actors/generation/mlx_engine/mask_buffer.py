@@ -8,18 +8,12 @@ step's are copied as they are handed over.
 
 from __future__ import annotations
 
-import ctypes
-import logging
-
 import mlx.core as mx
 import numpy as np
 
 from mlx_serving.actors.generation.guidance.masks import Masks, new_masks
 from mlx_serving.actors.generation.mlx_engine.device import back_end
-
-_log = logging.getLogger(__name__)
-_SET_PREFERRED_LOCATION, _HOST = 3, -1
-"""CU_MEM_ADVISE_SET_PREFERRED_LOCATION and CU_DEVICE_CPU of the CUDA driver's interface."""
+from mlx_serving.actors.generation.mlx_engine.host_memory import stay_with_host
 
 
 class MaskBuffer:
@@ -40,22 +34,9 @@ class MaskBuffer:
                 self._array = mx.array(self._words)
                 mx.eval(self._array)
                 self._words = np.array(self._array, copy=False)
-                _keep_with_host(self._words)
+                stay_with_host(self._words)
         return self._words[:rows]
 
     def on_device(self, rows: int) -> mx.array:
         """What was written to the first rows, [rows, words]."""
         return mx.array(self._words[:rows]) if self._array is None else self._array[:rows] + 0
-
-
-def _keep_with_host(words: Masks) -> None:
-    if back_end() != "cuda":
-        return
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        place, size = ctypes.c_uint64(words.ctypes.data), ctypes.c_size_t(words.nbytes)
-        status = driver.cuMemAdvise(place, size, _SET_PREFERRED_LOCATION, _HOST)
-    except (OSError, AttributeError) as error:
-        status = error
-    if status:
-        _log.warning("masks reach the device slowly: the CUDA driver does not keep them with the host (%s)", status)

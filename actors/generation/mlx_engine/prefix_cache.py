@@ -152,6 +152,11 @@ class PrefixCache:
         self._index.remove(self._index.match(namespace, tuple(ids)))
         self._checkpoints.remove(namespace, ids)
 
+    def computed(self, tokens: int, seconds: float) -> None:
+        """So many tokens of a prompt went through the model while nothing else did."""
+        if self._disk is not None:
+            self._disk.computed(tokens, seconds)
+
     def turn(self) -> None:
         """A step went by."""
         if self._disk is not None:

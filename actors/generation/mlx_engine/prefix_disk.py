@@ -1,21 +1,30 @@
-"""The disk tier as the prefix cache uses it: parts go out some steps after they were stored, and come back."""
+"""The disk tier as the prefix cache uses it: parts go out some steps after they were stored, and come back.
+
+Where the device has memory of its own, files are read to memory that it copies from at the speed of the bus.
+"""
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import attrs
+import mlx.core as mx
+import numpy as np
 
 from mlx_serving.actors.generation.mlx_engine import cache_tensors
 from mlx_serving.actors.generation.mlx_engine.cache_parts import CacheParts, KvBlock, Snapshot
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.host_memory import HostStage
 from mlx_serving.actors.generation.prefix.blocks import Block, Piece
 from mlx_serving.actors.generation.prefix.checkpoints import Checkpoint
 from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetched
-from mlx_serving.actors.generation.prefix.disk_record import Record
+from mlx_serving.actors.generation.prefix.disk_record import Record, fresh_memory
 from mlx_serving.actors.generation.prefix.disk_search import Wanted
 from mlx_serving.actors.generation.prefix.keys import prefix_keys
 from mlx_serving.actors.messages.values import pack_ids
@@ -23,7 +32,11 @@ from mlx_serving.actors.messages.values import pack_ids
 _TURNS_HELD = 32
 """Steps after which a part is written: by then its arrays are computed, and often it has been replaced by more."""
 _HELD_BYTES = 128 << 20
+_STAGE_BYTES = 256 << 20
+"""As much as 2,000 tokens of a model of 8 billion weights; what is more is copied by the host once more."""
 _BROKEN = (ValueError, KeyError, TypeError, StopIteration)
+
+_log = logging.getLogger(__name__)
 
 Prefetch = Future[list[Fetched]]
 
@@ -71,6 +84,11 @@ class PrefixDisk:
         self._lost: set[bytes] = set()
         """Keys of parts that were not kept, and without which others are of no use."""
         self._turn = 0
+        self._stage: HostStage | None = None
+        self._staging = threading.Thread(target=self._make_stage, name="prefix-stage", daemon=True)
+        if cache_tensors.has_memory_apart():
+            tier.memory = self._memory
+            self._staging.start()
 
     def keep_blocks(self, namespace: bytes, ids: Sequence[int], blocks: Sequence[Block[KvBlock]]) -> None:
         """Write these blocks of `ids` later; they follow each other."""
@@ -106,16 +124,26 @@ class PrefixDisk:
         pieces: list[Piece[KvBlock]] = []
         snapshot, state_tokens = None, 0
         caches = self._new_caches()
-        for fetched in prefetch.result():
+        everything = prefetch.result()
+        begun = time.monotonic()
+        for fetched in everything:
+            content = fetched.content
             try:
-                if fetched.is_state:
-                    snapshot, state_tokens = cache_tensors.read_snapshot(fetched.tensors, fetched.note), fetched.stop
+                if fetched.entry.is_state:
+                    snapshot, state_tokens = cache_tensors.read_snapshot(content.tensors, content.note), fetched.stop
                 else:
                     pieces.append(self._piece(fetched, caches))
             except _BROKEN:
                 self.tier.drop([fetched.entry])
                 break
+        if self._stage is not None:  # it is let go with what was fetched
+            mx.eval([array for piece in pieces for array in piece.payload.arrays])
+        self.tier.worth.taken(sum(piece.payload.nbytes for piece in pieces), time.monotonic() - begun)
         return Returned(tuple(pieces), snapshot, state_tokens)
+
+    def computed(self, tokens: int, seconds: float) -> None:
+        """So many tokens of a prompt went through the model while nothing else did."""
+        self.tier.worth.computed(tokens, seconds)
 
     def clear(self) -> None:
         """Nothing is left on disk or on its way there."""
@@ -126,13 +154,35 @@ class PrefixDisk:
     def close(self) -> None:
         self.rest()
         self.tier.close()
+        if self._staging.ident is not None:
+            self._staging.join()
 
     def _piece(self, fetched: Fetched, caches: Caches) -> Piece[KvBlock]:
         tokens = fetched.entry.stop - fetched.entry.start
-        block = self._parts.block(cache_tensors.read_block(fetched.tensors, fetched.note), tokens)
+        content = fetched.content
+        packed = cache_tensors.read_packed(content, self._copied)
+        if packed is None:
+            block = self._parts.block(cache_tensors.read_block(content.tensors, content.note), tokens)
+        else:
+            block = self._parts.packed_block(packed, tokens)
         if not self._parts.fits(block, tokens, caches):
             raise ValueError("the block has the form of another model's")
         return Piece(fetched.start, fetched.stop, block)
+
+    def _make_stage(self) -> None:
+        try:
+            self._stage = HostStage(_STAGE_BYTES)
+        except Exception as error:  # of MLX, for lack of memory
+            _log.warning("what is on disk reaches the device slowly: %s", error)
+
+    def _memory(self, nbytes: int) -> memoryview:
+        """For a file; asked for by the tier's threads."""
+        part = self._stage.take(nbytes) if self._stage is not None else None
+        return fresh_memory(nbytes) if part is None else part
+
+    def _copied(self, data: memoryview) -> mx.array:
+        found = self._stage.on_device(data) if self._stage is not None else None
+        return mx.array(np.frombuffer(data, dtype=np.uint8)) if found is None else found
 
     def _keep(self, namespace: bytes, tokens: bytes, start: int, stop: int, *rest: Any) -> None:
         outgoing = _Outgoing(self._turn, namespace, tokens, start, stop, *rest)

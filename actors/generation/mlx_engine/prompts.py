@@ -137,6 +137,7 @@ class Prompts:
         now = self._clock()
         if last is not None and last.row in active:
             self._idle_pace.observe(now - last.begun, last.tokens)
+            self._reuse.computed(last.tokens, now - last.begun)
         budget = self._idle_pace.budget
         together = self._sharing(active, budget, is_alone=True)
         if len(together) > 1:

@@ -155,6 +155,11 @@ class Reuse:
         if self._cache is not None:
             self._cache.resize(limit_bytes)
 
+    def computed(self, tokens: int, seconds: float) -> None:
+        """So many tokens of a prompt went through the model while nothing else did."""
+        if self._cache is not None:
+            self._cache.computed(tokens, seconds)
+
     def turn(self) -> None:
         """A step went by."""
         if self._cache is not None:

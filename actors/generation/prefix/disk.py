@@ -1,7 +1,8 @@
 """The disk tier of the prefix cache: files, their index, and the threads that keep the disk away from the engine.
 
 - Putting never waits: one thread writes, from a queue bounded in bytes; what does not fit is not kept.
-- Fetching is a future: one thread searches the index, some more read and check the files it names.
+- Fetching is a future: one thread searches the index, some more read and check the files it names, unless computing
+  their tokens is sooner done.
 - A file that is not what was written is deleted, counted, and as if it had never been there.
 - An error of the disk or of the index, a full disk above all, ends writing with one warning; serving goes on.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import queue
 import shutil
 import sqlite3
@@ -26,16 +28,20 @@ from mlx_serving.actors.generation.prefix.disk_record import (
     PARTIAL,
     SUFFIX,
     BrokenFile,
+    Content,
     Record,
-    Tensor,
-    read_tensors,
+    fresh_memory,
+    read_content,
     write_record,
 )
 from mlx_serving.actors.generation.prefix.disk_search import Found, Wanted, find, space_of
 from mlx_serving.actors.generation.prefix.keys import ID_BYTES
+from mlx_serving.actors.generation.prefix.worth import ReadingWorth
+from mlx_serving.actors.memory import machine_bytes
 
-_READERS = 4
-_QUEUE_BYTES = 256 << 20
+_READERS = max(4, min(16, os.cpu_count() or 1))
+_QUEUE_BYTES = max(256 << 20, min(2 << 30, machine_bytes() // 64))
+"""What waits to be written. A server that comes to rest hands over all it has of its last prompts at once."""
 _RESERVE_BYTES = 512 << 20
 """Left free on the disk for others."""
 _ABANDONED_SECONDS = 600.0
@@ -59,9 +65,7 @@ class Fetched:
 
     start: int
     stop: int
-    is_state: bool
-    tensors: tuple[Tensor, ...]
-    note: str
+    content: Content
     entry: Entry
 
 
@@ -89,6 +93,9 @@ class DiskTier:
         """Of this model, as of the last write."""
         self.dropped = 0
         self.is_on = True
+        self.worth = ReadingWorth()
+        self.memory: Callable[[int], memoryview] = fresh_memory
+        """Where files of so many bytes are read to."""
         self._writer.start()
 
     def put(self, namespace: bytes, record: Record) -> bool:
@@ -101,7 +108,8 @@ class DiskTier:
         return True
 
     def fetch(self, wanted: Wanted) -> Future[list[Fetched]]:
-        """What `find` finds, read and checked; empty when there is nothing or something was in the way."""
+        """What `find` finds, read and checked; empty when there is nothing, it is not worth reading, or something was
+        in the way."""
         return self._search.submit(self._fetch, wanted)
 
     def clear(self, seconds: float = _CLOSE_SECONDS) -> bool:
@@ -140,11 +148,15 @@ class DiskTier:
     # --- searching ------------------------------------------------------------------------------------------
 
     def _fetch(self, wanted: Wanted) -> list[Fetched]:
+        begun = time.monotonic()
         try:
             if self._searched is None:
                 self._searched = DiskIndex(self._folder)
             found = find(self._searched, self._model, wanted)
         except (OSError, sqlite3.Error):
+            return []
+        nbytes = sum(each.entry.stored.size for each in found)
+        if not found or not self.worth.is_worth(found[-1].stop - max(wanted.blocks, wanted.state), nbytes):
             return []
         read = list(self._readers.map(self._read, found))
         broken = [each.entry for each, fetched in zip(found, read, strict=True) if fetched is None]
@@ -153,16 +165,17 @@ class DiskTier:
         fetched = [each for each in itertools.takewhile(lambda each: each is not None, read) if each is not None]
         if broken and found[-1].entry.is_state:
             return []
+        self.worth.read(nbytes, time.monotonic() - begun)
         self._do(lambda index: index.touch([each.entry for each in fetched]))
         return fetched
 
     def _read(self, found: Found) -> Fetched | None:
         """None for a file that is not what was written."""
         try:
-            tensors, note = read_tensors(self._files, found.entry.stored)
+            content = read_content(self._files, found.entry.stored, self.memory)
         except (OSError, BrokenFile, ValueError, KeyError, TypeError):
             return None
-        return Fetched(found.start, found.stop, found.entry.is_state, tensors, note, found.entry)
+        return Fetched(found.start, found.stop, content, found.entry)
 
     # --- writing --------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ class Stored:
     checksum: int
 
 
+@attrs.frozen(eq=False)
+class Content:
+    """What a file holds: its tensors, whose bytes follow each other in `data`, and the note."""
+
+    tensors: tuple[Tensor, ...]
+    note: str
+    data: memoryview
+
+
+def fresh_memory(nbytes: int) -> memoryview:
+    return memoryview(bytearray(nbytes))
+
+
 class BrokenFile(Exception):
     """The file is not what was written."""
 
@@ -86,18 +100,18 @@ def write_record(folder: Path, record: Record) -> Stored:
     return Stored(name, len(header) + record.nbytes, checksum)
 
 
-def read_tensors(folder: Path, stored: Stored) -> tuple[tuple[Tensor, ...], str]:
-    """Tensors and note of a file. Raises BrokenFile when a byte of it is not as written, OSError when it is gone."""
+def read_content(folder: Path, stored: Stored, memory: Callable[[int], memoryview] = fresh_memory) -> Content:
+    """What a file holds, read into `memory` of its size. Raises BrokenFile when a byte of it is not as written, OSError
+    when it is gone."""
     with (folder / stored.name).open("rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size != stored.size:
             raise BrokenFile(f"{stored.name} does not have the size it was written with")
-        content = bytearray(stored.size)
-        view, filled = memoryview(content), 0
-        while filled < stored.size and (count := file.readinto(view[filled:])):
+        content, filled = memory(stored.size), 0
+        while filled < stored.size and (count := file.readinto(content[filled:])):
             filled += count
     if filled < stored.size or zlib.crc32(content) != stored.checksum:
         raise BrokenFile(f"{stored.name} was changed after it was written")
-    return _parsed(view)
+    return _parsed(content)
 
 
 def _header(record: Record) -> bytes:
@@ -113,7 +127,7 @@ def _header(record: Record) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _parsed(content: memoryview) -> tuple[tuple[Tensor, ...], str]:
+def _parsed(content: memoryview) -> Content:
     length = int.from_bytes(content[:8], "little")
     entries = json.loads(bytes(content[8 : 8 + length]))
     note = entries.pop("__metadata__")["note"]
@@ -122,4 +136,4 @@ def _parsed(content: memoryview) -> tuple[tuple[Tensor, ...], str]:
         Tensor(entry["dtype"], tuple(entry["shape"]), data[slice(*entry["data_offsets"])])
         for _, entry in sorted(entries.items())
     )
-    return tuple(tensors), note
+    return Content(tuple(tensors), note, data)

@@ -77,7 +77,7 @@ def fetch(tier: DiskTier, ids: tuple[int, ...], **held: int) -> list[Fetched]:
 
 
 def notes(fetched: list[Fetched]) -> list[tuple[str, int, int]]:
-    return [(each.note, each.start, each.stop) for each in fetched]
+    return [(each.content.note, each.start, each.stop) for each in fetched]
 
 
 def modes_of_index(tiers: Tiers) -> dict[str, int]:
@@ -93,7 +93,7 @@ def test_blocks_are_found_again_to_the_token_after_a_restart(tiers: Tiers) -> No
     found = fetch(second, (*IDS[:25], 7, 7))
     assert notes(found) == [("0-10", 0, 10), ("10-20", 10, 20), ("20-30", 20, 25)]
     for each, record in zip(found, records, strict=True):
-        assert [(t.dtype, t.shape, bytes(t.data)) for t in each.tensors] == [
+        assert [(t.dtype, t.shape, bytes(t.data)) for t in each.content.tensors] == [
             (t.dtype, t.shape, bytes(t.data)) for t in record.tensors
         ]
     assert notes(fetch(second, IDS, blocks=20)) == [("20-30", 20, 30)]
