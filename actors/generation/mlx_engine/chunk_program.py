@@ -21,7 +21,13 @@ from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
 from mlx_serving.actors.generation.mlx_engine.slab_pass import InPlacePass
 from mlx_serving.actors.generation.mlx_engine.slab_program import CurrentPass, SlabLayer
-from mlx_serving.actors.generation.mlx_engine.slab_rows import SlabRows, agree, capacity_for, rehearsed_capacities
+from mlx_serving.actors.generation.mlx_engine.slab_rows import (
+    SlabRows,
+    agree,
+    capacity_for,
+    probe_ids,
+    rehearsed_capacities,
+)
 
 _log = structlog.get_logger(actor="engine")
 
@@ -180,15 +186,16 @@ def chunk_program_for(model: Any, rows: RowsCache) -> ChunkProgram | None:
 def _agrees(program: ChunkProgram, model: Any) -> bool:
     """Whether a prompt of which either kernel takes parts, before and behind others, ends in the same logits as by the
     model itself."""
-    ids = [1 + place % 5 for place in range(3 * chunk_attention.TILE_TOKENS)]
+    ids = probe_ids(model, 3 * chunk_attention.TILE_TOKENS)
     first, second = chunk_attention.TILE_TOKENS + 4, 2 * chunk_attention.TILE_TOKENS + 8
     expected = model(mx.array([ids], dtype=mx.int32), cache=program.new_caches())[:, -1]
     try:
         caches = program.new_caches()
         program.fill(ids[:first], caches, len(ids))
         program.fill(ids[first:second], caches, len(ids))
-        found = program.fill_all(ids[second:], caches, len(ids))
-        return agree(found, expected)
+        if agree(program.fill_all(ids[second:], caches, len(ids)), expected):
+            return True
+        _log.warning("prompts are not compiled", reason="the model says something else with its chunks")
     except Exception as error:  # a kernel that does not compile
         _log.warning("prompts are not compiled", reason=f"{type(error).__name__}: {error}")
-        return False
+    return False

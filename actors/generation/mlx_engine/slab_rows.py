@@ -7,6 +7,7 @@ that row alone. The rows of a batch are those of the first group, then those of 
 from __future__ import annotations
 
 import bisect
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,7 @@ _log = structlog.get_logger(actor="engine")
 SMALLEST_CAPACITY = 512
 CAPACITY_FACTOR = 4
 _REHEARSED_CAPACITIES = tuple(SMALLEST_CAPACITY * CAPACITY_FACTOR**more for more in (0, 1, 2))
+_WORDS, _DIGITS, _PROBED = 1200, (3, 1, 4, 1, 5), 5
 _TOLERANCE = 0.05
 """Of the largest logit: half precision sums in another order."""
 
@@ -278,22 +280,35 @@ def _ways(kernel: InPlace | None) -> list[InPlace | None]:
     return list(dict.fromkeys([kernel, alone, attrs.evolve(alone, most_tokens=1), None]))
 
 
-_PROBE = [3, 1, 4, 1, 5]
+def probe_ids(model: Any, count: int) -> list[int]:
+    """Ids to try a model with: of ordinary tokens, where its vocabulary is large.
+
+    The first ones are often those of special tokens. On a text of these SmolLM2's logits in bfloat16 are off by a
+    seventh of the largest, on words by a fiftieth: too much there to tell a kernel that is wrong from one that rounds.
+    """
+    is_large = getattr(getattr(model, "args", None), "vocab_size", 0) > 2 * _WORDS
+    return [(_WORDS if is_large else 0) + each for each in itertools.islice(itertools.cycle(_DIGITS), count)]
 
 
 def _probe(model: Any, caches: Caches) -> mx.array:
     """Fill plain caches with a few tokens; the logits after each of the last two, [2, vocabulary]."""
-    model(mx.array([_PROBE[:-2]], dtype=mx.int32), cache=caches)
+    ids = probe_ids(model, _PROBED)
+    model(mx.array([ids[:-2]], dtype=mx.int32), cache=caches)
     for cache in caches:
         mx.eval(cache.keys, cache.values)
-    logits: mx.array = model(mx.array([_PROBE[-2:]], dtype=mx.int32), cache=caches)
+    logits: mx.array = model(mx.array([ids[-2:]], dtype=mx.int32), cache=caches)
     return logits[0]
 
 
 def _agrees(rows: SlabRows, expected: mx.array | None, caches: Caches) -> bool:
     """Whether slabs give these logits, see `_logits`."""
     found = _logits(rows, caches) if expected is not None else None
-    return found is not None and expected is not None and agree(found, expected)
+    if found is None or expected is None:
+        return False
+    if not agree(found, expected):
+        _log.warning("slabs of this kind are not used", reason="the model says something else with them")
+        return False
+    return True
 
 
 def _logits(rows: SlabRows, caches: Caches) -> mx.array | None:
@@ -308,7 +323,7 @@ def _logits(rows: SlabRows, caches: Caches) -> mx.array | None:
             copies.append(rows.form.converted(copy))
         return copies
 
-    done, last = len(_PROBE) - 2, _PROBE[-2:]
+    done, last = _PROBED - 2, probe_ids(rows.program.model, _PROBED)[-2:]
     try:
         rows.join([first(done), first(done + 1)])
         narrow = rows.forward(mx.array(last, dtype=mx.int32)[:, None])

@@ -17,7 +17,7 @@ from mlx_serving.actors.generation.mlx_engine import attention_kernels
 from mlx_serving.actors.generation.mlx_engine.attention_kernels import attend_in_place, attend_quantised, suits
 from mlx_serving.actors.generation.mlx_engine.caches import new_caches
 from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat
-from mlx_serving.actors.generation.mlx_engine.slab_rows import SlabRows, rows_cache_for
+from mlx_serving.actors.generation.mlx_engine.slab_rows import SlabRows, probe_ids, rows_cache_for
 
 CAPACITY = 24
 LENGTHS = (0, CAPACITY - 1, 7, 1)
@@ -306,3 +306,11 @@ def test_on_metal_what_is_in_flight_ends_before_mlx_reads_or_moves_rows(
         rows.reserve(1)
         rows.forward(mx.array([[3]] * len(rows.lengths)))
         assert not waits
+
+
+def test_models_are_tried_with_ordinary_tokens_where_there_are_many() -> None:
+    """Of special ones, which are often the first, half precision says too little to tell what is wrong."""
+    model = small_model()
+    assert probe_ids(model, 7) == [3, 1, 4, 1, 5, 3, 1]
+    model.args.vocab_size = 49152
+    assert min(probe_ids(model, 48)) > 1000
