@@ -51,8 +51,8 @@ FULL = InsideSize(
 FULL_ON_CPU = attrs.evolve(
     FULL,
     prompt_tokens=32,
-    tokens=24,
-    speculated_tokens=256,
+    tokens=64,
+    speculated_tokens=128,
     repetitions=3,
     switch_repetitions=2,
     rows=(8,),
