@@ -58,9 +58,9 @@ class HostStage:
         with self._lock:
             if self._end + nbytes > len(self._bytes):
                 return None
-            part = self._bytes[self._end : self._end + nbytes]
-            self._end += nbytes
-            self._held += 1
+            # Made before anything that may run a finaliser of another part.
+            begin, self._end, self._held = self._end, self._end + nbytes, self._held + 1
+            part = self._bytes[begin : begin + nbytes]
             weakref.finalize(part, self._let_go)
         return part.data
 
