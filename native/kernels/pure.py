@@ -25,7 +25,9 @@ def quantized_matmul(
     for other arrays.
     """
     if weight.ndim == 3:
-        weight, scales, biases = map(from_panels, (weight, scales, biases))
+        parts = (weight, scales, biases)
+        _require(all(part.ndim == 3 and part.shape[2] == PANEL_ROWS for part in parts), "panels must be of 32 rows")
+        weight, scales, biases = map(from_panels, parts)
     _require(bits in BITS, "bits must be 2, 3, 4, 5, 6 or 8")
     _require(group_size in GROUP_SIZES, "group_size must be 32, 64 or 128")
     _floating(x=x, scales=scales)

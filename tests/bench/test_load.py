@@ -137,8 +137,12 @@ def _decoding(begin: float, end: float, count: int) -> Outcome:
 def test_the_steady_rate_counts_only_while_every_stream_decodes() -> None:
     early, late = _decoding(0.0, 10.0, 101), _decoding(5.0, 15.0, 201)
     assert load.steady_rate([early, late]) == pytest.approx(30, rel=0.02)
-    # The early one had ended before this one began: all tokens but the first, in all the time.
-    assert load.steady_rate([early, _decoding(11.0, 12.0, 5)]) == pytest.approx(105 / 12, rel=0.02)
+    assert load.steady_rate([early, _decoding(11.0, 12.0, 5)]) is None
+
+
+def test_the_whole_rate_is_of_all_tokens_in_all_the_time() -> None:
+    outcomes = [_decoding(0.0, 10.0, 101), _decoding(11.0, 12.0, 5)]
+    assert load.whole_rate(outcomes) == pytest.approx(106 / 12)
 
 
 def test_the_steady_rate_counts_tokens_not_events() -> None:

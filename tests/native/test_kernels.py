@@ -7,6 +7,8 @@ float16 and bfloat16.
 from __future__ import annotations
 
 import importlib
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -44,6 +46,18 @@ def twin(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
         yield module
         module.use_instructions(chosen)
     mx.set_default_device(before)
+
+
+def test_nothing_of_an_instruction_set_runs_when_the_library_is_loaded() -> None:
+    """A processor that has it not would end the process there."""
+    if shutil.which("nm") is None or kernel_choice.plan().choice == "pure":
+        pytest.skip("there is no nm, or no library, here")
+    library = str(importlib.import_module("mlx_serving.native._kernels").__file__)
+    symbols = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+    if not symbols:
+        pytest.skip("the library's symbols were stripped")
+    assert "multiply_panel" in symbols or "avx512" not in symbols
+    assert "_GLOBAL__sub_I_kernels_" not in symbols
 
 
 def examples(count: int) -> Callable[[Any], Any]:
@@ -336,6 +350,9 @@ WRONG: dict[str, Wrong] = {
     "rows of panels": lambda twin: twin.to_panels(one(33, 8)),
     "axes": lambda twin: twin.quantized_matmul(
         one(1, 64), one(32, 8).astype(mx.uint32), one(1, 1, 32), one(1, 1, 32), 64, 4
+    ),
+    "matrix among panels": lambda twin: twin.quantized_matmul(
+        one(1, 64), one(1, 8, 32).astype(mx.uint32), one(32, 1), one(32, 1), 64, 4
     ),
     "weight type": lambda twin: twin.quantized_matmul(one(1, 64), one(8, 8), one(8, 1), one(8, 1), 64, 4),
     "norm weight": lambda twin: twin.rms_norm(one(2, 8), one(7), 1e-5),

@@ -120,13 +120,20 @@ def _stream_rate(outcome: Outcome) -> float | None:
 
 def steady_rate(outcomes: Sequence[Outcome]) -> float | None:
     """Tokens a second of all streams together while every one of them was decoding: after the last first
-    token and before the first last one, so that neither prefill nor a thinning batch counts. Where the first has ended
-    before the last begins, of all tokens from the first to the last, which is less. Needs `keep_times`."""
+    token and before the first last one, so that neither prefill nor a thinning batch counts. Needs
+    `keep_times`."""
     streams = [outcome for outcome in outcomes if len(outcome.times) > 1]
     if not streams or len(streams) < len(outcomes):
         return None
     begin, end = max(each.times[0] for each in streams), min(each.times[-1] for each in streams)
     if end <= begin:
-        begin, end = min(each.times[0] for each in streams), max(each.times[-1] for each in streams)
+        return None
     shares = ((each, sum(begin < time <= end for time in each.times)) for each in streams)
     return sum(count * (each.tokens or each.events) / each.events for each, count in shares) / (end - begin)
+
+
+def whole_rate(outcomes: Sequence[Outcome]) -> float:
+    """Tokens a second from the first token of all streams to the last, prefill of later ones and a thinning batch
+    included: no more than `steady_rate` would be."""
+    begin, end = min(each.times[0] for each in outcomes), max(each.times[-1] for each in outcomes)
+    return sum(each.tokens or each.events for each in outcomes) / (end - begin)

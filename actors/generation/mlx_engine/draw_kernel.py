@@ -253,7 +253,7 @@ def _kernel(adjusts: bool = False) -> tuple[Any, int]:
 @functools.cache
 def _nothing(dtype: mx.Dtype) -> mx.array:
     """Stands for an array that a kernel does not read. Metal would have smaller ones in another address space."""
-    nothing = mx.zeros(8, dtype=dtype)
+    nothing = mx.zeros((1, 8), dtype=dtype)
     mx.eval(nothing)
     return nothing
 
@@ -292,9 +292,23 @@ def _draws_right() -> bool:
     masks[1] = mx.array([1 << 5, 1 << 1], dtype=mx.uint32)
     try:
         tokens = draw(logits, masks, mx.array(floats), mx.zeros(len(floats), dtype=mx.int32)).tolist()
+        return bool(tokens == [41, 33, *wanted]) and _adjusts_right(count)
     except Exception:  # a compiler or driver that does not take the kernel
         return False
-    return bool(tokens == [41, 33, *wanted])
+
+
+def _adjusts_right(count: int) -> bool:
+    """Whether a bias decides between `count` tokens, and the one that is drawn is counted."""
+    likeliest, favoured = 41, 7
+    logits, bias = mx.zeros((1, count)), mx.zeros((1, count))
+    logits[0, likeliest], bias[0, favoured] = 1.0, 3.0
+    counts, seen = mx.zeros((1, count)), mx.zeros((1, count), dtype=mx.bool_)
+    factors = mx.array([[1.0, 0.0, 0.0, 1.0, 1.0, *[0.0] * (FACTORS - 5)]])
+    mx.eval(logits, bias, counts, seen, factors)
+    adjusting = Adjusting(factors, bias, counts, seen)
+    token = draw(logits, None, mx.array([[0.0, 1.0, 0.0, 0.0]]), mx.zeros(1, dtype=mx.int32), adjusting)
+    known = [counts[0, favoured].item(), counts.sum().item(), seen[0, favoured].item(), seen.sum().item()]
+    return bool(token.tolist() == [favoured] and known == [1, 1, True, 1])
 
 
 def draw(

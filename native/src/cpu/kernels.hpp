@@ -157,9 +157,14 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+// What joins the table of AVX-512 where the processor has its products of bytes. A table of this file's own would have to be
+// filled while the library is loaded, by its instructions, which the processor may not have.
 namespace avx512_vnni {
-extern const Kernels table;
-}
+long panel_bytes(long columns, int group);
+void split_planes(const float* x, long count, long columns, int group, int bits, char* planes);
+void panel_product(const QuantizedMatrix& matrix, long first, long last, const char* planes, long count, float* y,
+                   long y_stride);
+}  // namespace avx512_vnni
 #elif defined(__aarch64__)
 namespace neon {
 extern const Kernels table;

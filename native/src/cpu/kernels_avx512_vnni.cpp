@@ -38,10 +38,6 @@ constexpr long record_bytes(int block, long rows) {
   return rows * (kPlanes * block + 2 * long(sizeof(float)));
 }
 
-long panel_bytes(long columns, int group) {
-  return columns / block_of(group) * record_bytes(block_of(group), 1);
-}
-
 template <int Bits, int Block>
 void split_block(const float* x, char* planes, float* scale, float* sum) {
   constexpr int kVectors = Block / 16;
@@ -77,12 +73,6 @@ void split_blocks(const float* x, long count, long columns, char* planes) {
     for (long m = 0; m < count; m++)
       split_block<Bits, Block>(x + m * columns + start, planes + m * kPlanes * Block, scales + m, scales + count + m);
   }
-}
-
-void split_planes(const float* x, long count, long columns, int group, int bits, char* planes) {
-  auto split = bits == 4 ? (block_of(group) == 32 ? split_blocks<4, 32> : split_blocks<4, 64>)
-                         : (block_of(group) == 32 ? split_blocks<8, 32> : split_blocks<8, 64>);
-  split(x, count, columns, planes);
 }
 
 // The compiler's own form of this copies its sums from register to register.
@@ -189,6 +179,18 @@ template <int Bits, int Block>
 constexpr MultiplyPanel kMultiply[kPanelTile] = {multiply_panel<Bits, Block, 1>, multiply_panel<Bits, Block, 2>,
                                                  multiply_panel<Bits, Block, 3>, multiply_panel<Bits, Block, 4>};
 
+}  // namespace
+
+long panel_bytes(long columns, int group) {
+  return columns / block_of(group) * record_bytes(block_of(group), 1);
+}
+
+void split_planes(const float* x, long count, long columns, int group, int bits, char* planes) {
+  auto split = bits == 4 ? (block_of(group) == 32 ? split_blocks<4, 32> : split_blocks<4, 64>)
+                         : (block_of(group) == 32 ? split_blocks<8, 32> : split_blocks<8, 64>);
+  split(x, count, columns, planes);
+}
+
 void panel_product(const QuantizedMatrix& matrix, long first, long last, const char* planes, long count, float* y,
                    long y_stride) {
   const MultiplyPanel* of = matrix.bits == 4 ? (block_of(matrix.group) == 32 ? kMultiply<4, 32> : kMultiply<4, 64>)
@@ -206,19 +208,6 @@ void panel_product(const QuantizedMatrix& matrix, long first, long last, const c
       std::memcpy(y + m * y_stride + row, sums + m * kPanelRows, kPanelRows * sizeof(float));
   }
 }
-
-Kernels with_panels() {
-  Kernels kernels = avx512::table;
-  kernels.name = "avx512_vnni";
-  kernels.panel_bytes = panel_bytes;
-  kernels.split_planes = split_planes;
-  kernels.panel_product = panel_product;
-  return kernels;
-}
-
-}  // namespace
-
-extern const Kernels table = with_panels();
 
 }  // namespace mlx_serving::cpu::avx512_vnni
 #pragma GCC pop_options

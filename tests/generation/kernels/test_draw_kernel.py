@@ -195,6 +195,10 @@ def test_a_device_that_draws_wrong_is_noticed(way: str, monkeypatch: pytest.Monk
     if way not in ("cuda", "metal"):
         pytest.skip("there is nothing to notice")
     assert draw_kernel._draws_right()
+    with monkeypatch.context() as spoilt:
+        spoilt.setattr(draw_kernel, "_ADJUSTED", "this is no kernel")
+        draw_kernel._kernel.cache_clear()
+        assert not draw_kernel._draws_right()
     monkeypatch.setattr(draw_kernel, "_SOURCE", draw_kernel._SOURCE.replace("uniform * total", "0.5f * total"))
     draw_kernel._kernel.cache_clear()
     assert not draw_kernel._draws_right()

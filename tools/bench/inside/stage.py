@@ -106,9 +106,9 @@ class Stage:
 
 
 def joint_rate(times: Sequence[Sequence[float]]) -> float:
-    """Tokens a second of several streams together while every one of them was decoding; where the first has ended
-    before the last begins, of all tokens from the first to the last, which is less."""
+    """Tokens a second of several streams together while every one of them was decoding."""
     begin, end = max(each[0] for each in times), min(each[-1] for each in times)
+    count = sum(sum(begin < moment <= end for moment in each) for each in times)
     if end <= begin:
-        begin, end = min(each[0] for each in times), max(each[-1] for each in times)
-    return sum(sum(begin < moment <= end for moment in each) for each in times) / (end - begin)
+        raise RuntimeError("the streams never decoded side by side")
+    return count / (end - begin)
