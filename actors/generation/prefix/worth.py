@@ -8,6 +8,8 @@ _NEWEST = 0.3
 """Weight of what was seen last."""
 _LEAST_BYTES = 4 << 20
 """Less is read whatever it takes, for that is little, and says nothing about more."""
+_LEAST_TOKENS = 128
+"""So few take as long as a pass takes whatever goes through it, which says nothing about more."""
 _TRIAL = 16
 """Of so many that are not worth reading one is read: a disk, or what the system keeps of it, may have become fast."""
 
@@ -33,7 +35,8 @@ class ReadingWorth:
 
     def computed(self, tokens: int, seconds: float) -> None:
         """So many tokens of a prompt went through the model."""
-        self._token = _smoothed(self._token, seconds / tokens)
+        if tokens >= _LEAST_TOKENS:
+            self._token = _smoothed(self._token, seconds / tokens)
 
     def is_worth(self, tokens: int, nbytes: int) -> bool:
         """Whether to read so many bytes in place of computing the tokens; while either is not known, it is."""

@@ -43,3 +43,13 @@ def test_little_is_read_whatever_it_takes_and_says_nothing_about_more() -> None:
     assert worth.is_worth(1000, 100 * MEGABYTE)
     worth.read(100 * MEGABYTE, 1.0)
     assert worth.is_worth(16, MEGABYTE)
+
+
+def test_few_tokens_or_none_say_nothing_about_more() -> None:
+    worth = ReadingWorth()
+    worth.read(100 * MEGABYTE, 0.1)
+    for tokens in (0, 1, 127):
+        worth.computed(tokens, 0.0)
+    assert worth.is_worth(1000, 100 * MEGABYTE)
+    worth.computed(128, 0.0)
+    assert not worth.is_worth(1000, 100 * MEGABYTE)
