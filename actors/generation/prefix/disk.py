@@ -156,7 +156,9 @@ class DiskTier:
         except (OSError, sqlite3.Error):
             return []
         nbytes = sum(each.entry.stored.size for each in found)
-        if not found or not self.worth.is_worth(found[-1].stop - max(wanted.blocks, wanted.state), nbytes):
+        # Blocks behind the state in memory are of no use to models with states.
+        held = wanted.state if wanted.with_states else wanted.blocks
+        if not found or not self.worth.is_worth(found[-1].stop - held, nbytes):
             return []
         read = list(self._readers.map(self._read, found))
         broken = [each.entry for each, fetched in zip(found, read, strict=True) if fetched is None]

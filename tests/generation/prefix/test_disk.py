@@ -130,6 +130,20 @@ def test_states_are_found_by_the_longest_exact_prefix_that_blocks_reach(tiers: T
     assert found(IDS, with_blocks=True, held_state=15) == []
 
 
+def test_a_state_is_worth_the_tokens_behind_the_one_in_memory_however_far_blocks_reach(tiers: Tiers) -> None:
+    tier = tiers.open(limit=1 << 30)
+    keep(tier, attrs.evolve(block(IDS, 0, 15, 8 << 20), tokens=b""))
+    tier.worth.computed(1000, 10.0)
+    tier.worth.read(100 << 20, 1.0)
+
+    def found(held_state: int) -> int:
+        wanted = Wanted(SPACE, IDS, with_blocks=True, with_states=True, blocks=20, state=held_state)
+        return len(tier.fetch(wanted).result(60))
+
+    assert found(held_state=14) == 0
+    assert found(held_state=0) == 1
+
+
 @pytest.mark.parametrize("damage", ["truncated", "changed", "emptied", "header", "removed"])
 def test_a_broken_file_is_dropped_and_counted_and_the_rest_still_serves(tiers: Tiers, damage: str) -> None:
     tier = tiers.open()
