@@ -87,7 +87,7 @@ class PrefixDisk:
         self._stage: HostStage | None = None
         self._staging = threading.Thread(target=self._make_stage, name="prefix-stage", daemon=True)
         if cache_tensors.has_memory_apart():
-            tier.memory = self._memory
+            tier.read_to(self._memory)
             self._staging.start()
 
     def keep_blocks(self, namespace: bytes, ids: Sequence[int], blocks: Sequence[Block[KvBlock]]) -> None:

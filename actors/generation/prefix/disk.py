@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import queue
 import shutil
 import sqlite3
@@ -38,8 +37,10 @@ from mlx_serving.actors.generation.prefix.disk_search import Found, Wanted, find
 from mlx_serving.actors.generation.prefix.keys import ID_BYTES
 from mlx_serving.actors.generation.prefix.worth import ReadingWorth
 from mlx_serving.actors.memory import machine_bytes
+from mlx_serving.native.cores import usable_cores
 
-_READERS = max(4, min(16, os.cpu_count() or 1))
+_READERS, _MOST_READERS = 4, 16
+"""Threads that read where the model may compute on the host's cores, and at most where it does not."""
 _QUEUE_BYTES = max(256 << 20, min(2 << 30, machine_bytes() // 64))
 """What waits to be written. A server that comes to rest hands over all it has of its last prompts at once."""
 _RESERVE_BYTES = 512 << 20
@@ -94,9 +95,16 @@ class DiskTier:
         self.dropped = 0
         self.is_on = True
         self.worth = ReadingWorth()
-        self.memory: Callable[[int], memoryview] = fresh_memory
-        """Where files of so many bytes are read to."""
+        self._memory: Callable[[int], memoryview] = fresh_memory
         self._writer.start()
+
+    def read_to(self, memory: Callable[[int], memoryview]) -> None:
+        """Before the first fetch: files of so many bytes are read to `memory`, for a device with memory apart.
+
+        As it computes beside the host, as many threads read as there are cores.
+        """
+        self._memory = memory
+        self._readers = ThreadPoolExecutor(max(_READERS, min(_MOST_READERS, usable_cores())), "prefix-read")
 
     def put(self, namespace: bytes, record: Record) -> bool:
         """Keep a record some time from now; False if it will not be."""
@@ -174,7 +182,7 @@ class DiskTier:
     def _read(self, found: Found) -> Fetched | None:
         """None for a file that is not what was written."""
         try:
-            content = read_content(self._files, found.entry.stored, self.memory)
+            content = read_content(self._files, found.entry.stored, self._memory)
         except (OSError, BrokenFile, ValueError, KeyError, TypeError):
             return None
         return Fetched(found.start, found.stop, content, found.entry)

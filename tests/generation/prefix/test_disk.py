@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -20,7 +21,7 @@ from support.wait import until
 from mlx_serving.actors.generation.prefix import disk as disk_module
 from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetched
 from mlx_serving.actors.generation.prefix.disk_index import FILES
-from mlx_serving.actors.generation.prefix.disk_record import Record, Tensor
+from mlx_serving.actors.generation.prefix.disk_record import Content, Record, Stored, Tensor, fresh_memory, read_content
 from mlx_serving.actors.generation.prefix.disk_search import Wanted
 from mlx_serving.actors.generation.prefix.keys import prefix_key
 from mlx_serving.actors.messages.values import pack_ids
@@ -142,6 +143,30 @@ def test_a_state_is_worth_the_tokens_behind_the_one_in_memory_however_far_blocks
 
     assert found(held_state=14) == 0
     assert found(held_state=0) == 1
+
+
+@pytest.mark.parametrize(
+    ("is_apart", "cores", "readers"), [(False, 12, 4), (True, 2, 4), (True, 12, 12), (True, 64, 16)]
+)
+def test_more_than_a_few_threads_read_only_where_no_core_computes(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch, is_apart: bool, cores: int, readers: int
+) -> None:
+    together, names = threading.Barrier(readers), set()
+
+    def read_together(folder: Path, stored: Stored, memory: Callable[[int], memoryview]) -> Content:
+        together.wait(10)
+        names.add(threading.current_thread().name)
+        return read_content(folder, stored, memory)
+
+    monkeypatch.setattr(disk_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(disk_module, "read_content", read_together)
+    tier = tiers.open()
+    if is_apart:
+        tier.read_to(fresh_memory)
+    ids = tuple(range(2 * readers))
+    keep(tier, *(block(ids, start, start + 1) for start in ids))
+    assert len(fetch(tier, ids)) == 2 * readers
+    assert len(names) == readers
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "emptied", "header", "removed"])
