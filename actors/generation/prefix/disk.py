@@ -140,13 +140,16 @@ class DiskTier:
             self._warn(f"the prefix cache no longer writes to {self._folder}: {error}")
 
     def close(self) -> None:
-        """Write what is queued, within limits, and end the threads."""
+        """Write what is queued, and end the threads. A disk that takes long for it is left behind with a warning."""
         self._search.shutdown()
         self._readers.shutdown()
         if self._searched is not None:
             self._searched.close()
         self._jobs.put(None)
         self._writer.join(_CLOSE_SECONDS)
+        if self._writer.is_alive() and self._queued:
+            mib = self._queued / (1 << 20)
+            self._warn(f"the prefix cache had not written {mib:.1f} MiB to {self._folder} when it was closed")
 
     def _do(self, run: Callable[[DiskIndex], None]) -> threading.Event:
         job = _Job(run)

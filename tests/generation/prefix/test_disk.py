@@ -21,7 +21,15 @@ from support.wait import until
 from mlx_serving.actors.generation.prefix import disk as disk_module
 from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetched
 from mlx_serving.actors.generation.prefix.disk_index import FILES
-from mlx_serving.actors.generation.prefix.disk_record import Content, Record, Stored, Tensor, fresh_memory, read_content
+from mlx_serving.actors.generation.prefix.disk_record import (
+    Content,
+    Record,
+    Stored,
+    Tensor,
+    fresh_memory,
+    read_content,
+    write_record,
+)
 from mlx_serving.actors.generation.prefix.disk_search import Wanted
 from mlx_serving.actors.generation.prefix.keys import prefix_key
 from mlx_serving.actors.messages.values import pack_ids
@@ -230,6 +238,26 @@ def test_what_does_not_fit_into_the_queue_is_not_kept(tiers: Tiers, monkeypatch:
     monkeypatch.setattr(disk_module, "_QUEUE_BYTES", 100)
     tier = tiers.open()
     assert not tier.put(SPACE, block(IDS, 0, 10, 200))
+
+
+def test_what_closing_leaves_unwritten_is_a_warning(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+
+    def write_late(folder: Path, record: Record) -> Stored:
+        assert goes_on.wait(60)
+        return write_record(folder, record)
+
+    monkeypatch.setattr(disk_module, "write_record", write_late)
+    tier = tiers.open()
+    assert tier.put(SPACE, block(IDS, 0, 10))
+    monkeypatch.setattr(disk_module, "_CLOSE_SECONDS", 0.0)
+    tier.close()
+    assert len(tiers.warnings) == 1
+    assert "MiB" in tiers.warnings[0]
+    goes_on.set()
+    monkeypatch.undo()
+    tier.close()
+    assert len(tiers.warnings) == len(tiers.files()) == 1
 
 
 def test_a_full_disk_ends_writing_with_one_warning_and_reading_goes_on(
