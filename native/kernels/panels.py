@@ -24,19 +24,20 @@ FAMILIES = (
 
 _BITS = (4, 8)
 _PARTS = ("weight", "scales", "biases")
+_KINDS = (layers.NativeQuantizedLinear, layers.NativeQuantizedEmbedding)
 
 
-def lay_out(model: Any) -> int:
-    """Put the layers of ours in `model` into panels where this processor and the model's family allow; how many."""
+def lay_out(model: Any) -> None:
+    """Put the layers of ours in `model` into panels where this processor and the model's family allow."""
     if not OPERATIONS.takes_panels() or type(model).__module__ not in FAMILIES:
-        return 0
-    suited = [module for module in model.modules() if _suits(module, "lm_head" in model)]
-    for module in suited:
+        return
+    for module in model.modules():
+        if not _suits(module, "lm_head" in model):
+            continue
         for part in _PARTS:
             module[part] = OPERATIONS.to_panels(module[part])
         # One layer at a time, so that no more than one is in memory twice.
         mx.eval([module[part] for part in _PARTS])
-    return len(suited)
 
 
 def take_back(module: Any) -> None:
@@ -44,9 +45,6 @@ def take_back(module: Any) -> None:
     if type(module) in _KINDS and module.weight.ndim > 2:
         for part in _PARTS:
             module[part] = from_panels(module[part])
-
-
-_KINDS = (layers.NativeQuantizedLinear, layers.NativeQuantizedEmbedding)
 
 
 def _suits(module: Any, has_head: bool) -> bool:
