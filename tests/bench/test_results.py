@@ -100,6 +100,18 @@ def test_a_saved_result_carries_machine_versions_and_native_choice(tmp_path: Pat
     assert report.read_all(tmp_path, "compare") == []
 
 
+def test_the_table_names_what_was_taken_at_which_commit() -> None:
+    documents = [
+        {**header(), "benchmark": name, "commit": commit}
+        for name, commit in (("compare", "a"), ("kernels", "b"), ("kernels", "b"))
+    ]
+    table = report.markdown([], documents)
+    assert "at commit a: compare\n" in table
+    assert "at commit b: kernels\n" in table
+    with pytest.raises(ValueError, match="different machines"):
+        report.markdown([], [documents[0], {**documents[1], "python": "2.7"}])
+
+
 def test_ratios_are_taken_within_each_repetition() -> None:
     judged = compare.judge({"ours": [10.0, 20.0, 30.0], "theirs": [10.0, 10.0, 20.0]}, "ours")
     assert judged["ours"]["ratio"] is None
@@ -124,6 +136,6 @@ def test_the_table_says_which_objectives_were_met(tmp_path: Path) -> None:
     assert verdicts == ["", "", "no", "", "no", "", "no"]
     report.save(tmp_path, "compare", header(), _compared(1.2))
     (document,) = report.read_all(tmp_path, "compare")
-    table = report.markdown(rows.ROWS["compare"](document["result"]), document)
+    table = report.markdown(rows.ROWS["compare"](document["result"]), [document])
     assert "this server in units of mlx_lm.server | 1.20 times (1.20 to 1.20)" in table
     assert "no |" not in table

@@ -129,7 +129,7 @@ def _table_of(folder: Path) -> str:
     if not documents:
         raise click.ClickException(f"{folder} has no results")
     rows = [row for name, document in documents for row in ROWS[name](document["result"])]
-    return report.markdown(rows, documents[0][1])
+    return report.markdown(rows, [document for _, document in documents])
 
 
 @main.command("load")

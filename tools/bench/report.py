@@ -65,24 +65,36 @@ def show(title: str, rows: Sequence[Row]) -> None:
     console.print(table, width=None if console.is_terminal else 160)
 
 
-def markdown(rows: Sequence[Row], document: dict[str, Any]) -> str:
-    """The table with the machine and versions above it."""
-    lines = [*_head(document), "", "| measured | figure | objective | met |", "|---|---|---|---|"]
+def markdown(rows: Sequence[Row], documents: Sequence[dict[str, Any]]) -> str:
+    """The table of these results, with the machine and versions above it. ValueError if those are not all the same."""
+    lines = [*_head(documents), "", "| measured | figure | objective | met |", "|---|---|---|---|"]
     lines += [f"| {row.what} | {row.figure} | {row.objective} | {row.verdict} |" for row in rows]
     return "\n".join(lines)
 
 
-def _head(document: dict[str, Any]) -> list[str]:
+def _head(documents: Sequence[dict[str, Any]]) -> list[str]:
+    where = {_where(document) for document in documents}
+    if len(where) > 1:
+        raise ValueError("results of different machines, versions or native choices make no table: " + "; ".join(where))
+    taken: dict[str, list[str]] = {}
+    for document in documents:
+        names = taken.setdefault(f"{document['taken_at'][:10]} at commit {document['commit']}", [])
+        if document["benchmark"] not in names:
+            names.append(document["benchmark"])
+    return [*(f"- Taken {when}: {', '.join(names)}" for when, names in taken.items()), where.pop()]
+
+
+def _where(document: dict[str, Any]) -> str:
     machine, native = document["machine"], document["native"]
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items() if version)
     blas = f"{native['blas']} ({native['blas_reason']})"
-    return [
-        f"- Taken {document['taken_at']} at commit {document['commit']}",
+    lines = [
         f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['os']}",
         f"- Python {document['python']}; {versions}",
         f"- Native code: {native['choice']} ({native['reason']}); BLAS: {blas}",
         f"- CPU kernels: {native['kernels']} ({native['kernels_reason']})",
     ]
+    return "\n".join(lines)
 
 
 def write_between_markers(path: Path, block: str) -> None:

@@ -159,6 +159,8 @@ def startup_rows(result: dict[str, Any]) -> list[Row]:
     for name, waits in result["waits"].items():
         rows.append(Row(f"{name}: start until ready", f"{waits['ready']['median']:.2f} s"))
         rows.append(Row(f"{name}: start until the first answer", f"{waits['answer']['median']:.2f} s"))
+        wait = f"{1e3 * waits['first']['median']:.0f} ms, {_times(waits['first_to_tenth'])}"
+        rows.append(Row(f"{name}: the first request, in units of the tenth", wait))
     return rows
 
 

@@ -36,18 +36,28 @@ def _timed() -> float:
 
 def wait_seconds(recipe: Recipe, runs: int, log: Path) -> dict[str, Any]:
     """Seconds from starting the server to the first 200 of its readiness path, which not every server keeps
-    back until its model is there, and to the end of an answer of one token."""
-    ready, answer = [], []
+    back until its model is there, and to the end of the first answer; and what the first request waits for its
+    token in units of the tenth, one after the other, with prompts of the same length."""
+    ready, answer, first, ratio = [], [], [], []
     for _ in range(runs):
         started = time.monotonic()
         with Server(recipe, log) as server:
             ready.append(server.time_to_ready)
-            body = {"messages": prompts.chat(0), "max_tokens": 1, "temperature": 0}
-            (outcome,) = server.drive([Request(body)])
-            if outcome.error is not None:
-                raise RuntimeError(f"{recipe.name} did not answer: {outcome.error} {outcome.detail}")
-            answer.append(outcome.ended - started)
-    return {"ready": _json(ready), "answer": _json(answer)}
+            outcomes = server.drive([_one_token(number) for number in range(10)])
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    raise RuntimeError(f"{recipe.name} did not answer: {outcome.error} {outcome.detail}")
+            waits = [outcome.ended - outcome.started for outcome in outcomes]
+            answer.append(outcomes[0].ended - started)
+            first.append(waits[0])
+            ratio.append(waits[0] / waits[-1])
+    return {"ready": _json(ready), "answer": _json(answer), "first": _json(first), "first_to_tenth": _json(ratio)}
+
+
+def _one_token(number: int) -> Request:
+    """The same task with another number, of three digits, in front."""
+    messages = prompts.chat(prompts.COUNT * (10 + number))
+    return Request({"messages": messages, "max_tokens": 1, "temperature": 0})
 
 
 def startup(recipes: list[Recipe], help_runs: int, server_runs: int, out: Path) -> dict[str, Any]:
