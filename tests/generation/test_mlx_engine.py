@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 from support.engine_driver import GREEDY, Driver, replace_model
 from support.engines import loaded, mlx_lm_greedy
-from support.tiny_models import EOS
+from support.tiny_models import EOS, make_tiny_model
 
 from mlx_serving.actors.errors import ContextOverflow, InvalidParameter, ModelLoadFailed
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
@@ -19,6 +19,7 @@ from mlx_serving.actors.messages.values import Sampling, Stopping
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
 from mlx_serving.config.schema import Generation
+from mlx_serving.native.kernels.operations import OPERATIONS
 
 PROMPTS = [list(text.encode()) for text in ("a", "hello", "the cat sat", "1 2 3 4 5 6 7", "zz", "so it goes" * 4)]
 MARKED = 200
@@ -137,6 +138,20 @@ def test_a_row_can_be_cancelled_at_any_moment_of_its_life(tiny: MlxEngine, expec
         driver.run()
         assert driver.sequences[other].ids == expected[1]
     assert tiny._decoding.batch.rows == []
+
+
+def test_no_native_kernel_runs_where_the_setting_leaves_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    for name in ("attend_in_place", "adjust", "draw"):  # those of layers come with the layers
+        monkeypatch.setattr(OPERATIONS, name, lambda *_, name=name: called.append(name), raising=False)
+    driver = Driver(loaded(make_tiny_model(tmp_path / "tiny", "llama_4bit"), Generation(native_kernels=False)))
+    sampled = Sampling(temperature=1.0, repetition_penalty=1.2)
+    ids = [driver.submit([5, 6, 7], sampling) for sampling in (GREEDY, sampled)]
+    driver.run()
+    assert [len(each) for each in driver.ids(ids)] == [8, 8]
+    assert not called
 
 
 def test_no_more_rows_decode_together_than_there_are_slots(tiny_llama: ModelRecord, expected: list[list[int]]) -> None:

@@ -112,7 +112,7 @@ class DraftModel:
         self._attending = composed_attention.around(model)
         self._vocab_size = vocab_size
         self._cache, self._form = rows_cache_for(
-            model, settings.kv_type, settings.in_place_attention, loading.compiles(settings)
+            model, settings.kv_type, loading.in_place_attention(settings), loading.compiles(settings)
         )
         self._held: list[_Held] = []
         self._filling: list[_Held] = []

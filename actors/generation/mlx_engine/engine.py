@@ -252,7 +252,10 @@ class MlxEngine:
     def _start_batching(self) -> None:
         """Choose how rows are kept together; one at a time where that is not possible."""
         cache, self._form = rows_cache_for(
-            self._model, self._settings.kv_type, self._settings.in_place_attention, loading.compiles(self._settings)
+            self._model,
+            self._settings.kv_type,
+            loading.in_place_attention(self._settings),
+            loading.compiles(self._settings),
         )
         self._adapters = Adapters(self._model, self._find_adapter, self._settings.max_adapters)
         slabs = cache.can_roll_back

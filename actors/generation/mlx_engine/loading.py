@@ -159,6 +159,11 @@ def compiles(settings: Generation) -> bool:
     return settings.compile_steps == "on" or (settings.compile_steps == "auto" and mx.cuda.is_available())
 
 
+def in_place_attention(settings: Generation) -> str:
+    """`generation.in_place_attention`, which on the CPU is one of the native kernels."""
+    return "off" if is_cpu() and not settings.native_kernels else settings.in_place_attention
+
+
 def memory_bytes() -> int:
     """Memory that weights and caches share: the accelerator's own, or the machine's."""
     own = 0 if is_cpu() else int(mx.device_info().get("memory_size", 0))
