@@ -7,6 +7,7 @@ extras.
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -39,9 +40,11 @@ def import_all(checkout: Path) -> int:
 
 
 def check_kernels(wheel: Path) -> str:
-    """Where the wheel carries the native kernels they must load and compute."""
+    """Where there is a compiler the wheel carries the native kernels; where it does they must load and compute."""
     with zipfile.ZipFile(wheel) as archive:
         carried = any("/_kernels." in name for name in archive.namelist())
+    if not carried and shutil.which("c++"):
+        sys.exit("there is a compiler, but the native kernels were not built")
     kernels = importlib.import_module("mlx_serving.native.kernels")
     if carried and kernels.choice.choice != "native":
         sys.exit(f"the wheel's native kernels do not run: {kernels.choice.reason}")
