@@ -1,4 +1,4 @@
-"""The native modules are optional where they cannot be built, and nowhere else: otherwise their tests would be skipped."""
+"""The native modules are optional where they cannot be built, and nowhere else: their tests would just be skipped."""
 
 from __future__ import annotations
 
