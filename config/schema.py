@@ -225,7 +225,8 @@ class MetalOptimizations:
     )
     command_buffer_ring: int = setting(
         2,
-        "Decode steps in flight: the device has the next ones while a step's tokens are handled.",
+        "Decode steps in flight: the device has the next ones while a step's tokens are handled. Limits of Metal's "
+        "command buffers themselves cannot be set in MLX 0.32.",
         minimum=1,
         maximum=4,
     )
@@ -290,6 +291,9 @@ class Generation:
     )
     kv_bytes: int = setting(0, "Budget of cached keys and values; 0 derives it from memory_fraction.", minimum=0)
     cache_limit_bytes: int = setting(1 << 30, "What MLX's allocator may keep for reuse.", minimum=0)
+    memory_limit_bytes: int = setting(
+        0, "From so much on MLX's allocator waits for running work before it takes more; 0 leaves MLX's own.", minimum=0
+    )
     wired_limit_bytes: int = setting(0, "Memory wired on Metal; 0 leaves it to the system.", minimum=0)
     cpu_dense_rows: int = setting(
         8,

@@ -13,6 +13,7 @@ from support.engines import loaded, mlx_lm_greedy
 from support.tiny_models import EOS, make_tiny_model
 
 from mlx_serving.actors.errors import ContextOverflow, InvalidParameter, ModelLoadFailed
+from mlx_serving.actors.generation.mlx_engine import loading
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.actors.messages.values import Sampling, Stopping
@@ -138,6 +139,18 @@ def test_a_row_can_be_cancelled_at_any_moment_of_its_life(tiny: MlxEngine, expec
         driver.run()
         assert driver.sequences[other].ids == expected[1]
     assert tiny._decoding.batch.rows == []
+
+
+def test_the_allocators_limits_are_those_of_the_settings() -> None:
+    cache, memory = mx.set_cache_limit(1 << 30), mx.set_memory_limit(1 << 40)
+    try:
+        loading.prepare_device(Generation(cache_limit_bytes=1 << 28, memory_limit_bytes=1 << 34))
+        assert (mx.set_cache_limit(cache), mx.set_memory_limit(1 << 40)) == (1 << 28, 1 << 34)
+        loading.prepare_device(Generation())
+        assert mx.set_memory_limit(memory) == 1 << 40
+    finally:
+        mx.set_cache_limit(cache)
+        mx.set_memory_limit(memory)
 
 
 def test_no_native_kernel_runs_where_the_setting_leaves_them_out(

@@ -36,6 +36,8 @@ _TENSOR_CORES = 8
 def prepare_device(settings: Generation) -> None:
     """Set the allocator's limits; go without fused kernels where nothing can compile them."""
     mx.set_cache_limit(settings.cache_limit_bytes)
+    if settings.memory_limit_bytes:
+        mx.set_memory_limit(settings.memory_limit_bytes)
     cuda_programs.prepare()
     draw_kernel.choose("off" if is_cpu() and not settings.native_kernels else settings.sampler_kernel)
     composed_attention.choose(settings.composed_attention)
