@@ -28,7 +28,9 @@ def blas(model: str, folder: Path, tokens: int, repetitions: int, out: Path) -> 
 
 
 def _recipe(model: str, enabled: bool) -> Recipe:
-    return ours(model, {"GENERATION__BLAS": "true" if enabled else "false"})
+    """Without what else would compute a prompt, or spare it."""
+    settings = {"BLAS": str(enabled), "NATIVE_KERNELS": "false", "PREFIX_CACHE__ENABLED": "false"}
+    return ours(model, {f"GENERATION__{name}": value.lower() for name, value in settings.items()})
 
 
 def _prefill(server: Server, tokens: int, number: int) -> float:

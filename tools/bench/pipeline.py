@@ -29,6 +29,7 @@ def scripted_server(
         "GENERATION__ENGINE": "scripted",
         "GENERATION__SCRIPTED_STEP_SECONDS": str(step_seconds),
         "GENERATION__MAX_ROWS": str(rows),
+        "GENERATION__KV_BYTES": str(1 << 40),  # it keeps nothing: all rows fit
         **settings,
     }
     with Server(ours(model, environment), out / "logs" / "scripted.log") as server:

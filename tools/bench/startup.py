@@ -12,7 +12,10 @@ from typing import Any
 from tools.bench import prompts
 from tools.bench.peers import Recipe, Server
 from tools.bench.quantiles import Spread
-from tools.bench.spec import Request
+from tools.bench.spec import COMPLETIONS, Request
+
+_FILLER = " Take your time, and leave nothing out that somebody may want to know."
+_CHARACTERS = 80
 
 
 def command() -> list[str]:
@@ -55,9 +58,11 @@ def wait_seconds(recipe: Recipe, runs: int, log: Path) -> dict[str, Any]:
 
 
 def _one_token(number: int) -> Request:
-    """The same task with another number, of three digits, in front."""
-    messages = prompts.chat(prompts.COUNT * (10 + number))
-    return Request({"messages": messages, "max_tokens": 1, "temperature": 0})
+    """One of equally long prompts that have no beginning in common, so that no prefix cache shortens any."""
+    (message,) = prompts.chat(number)
+    return Request(
+        {"prompt": (message["content"] + _FILLER)[:_CHARACTERS], "max_tokens": 1, "temperature": 0}, COMPLETIONS
+    )
 
 
 def startup(recipes: list[Recipe], help_runs: int, server_runs: int, out: Path) -> dict[str, Any]:
