@@ -165,7 +165,7 @@ class DraftModel:
         drawing = _Drawing([held.row for held in self._held], self._vocab_size)
         drafts = [drawing.next(self._take_in(asked))]
         for _ in range(count - 1):
-            mx.async_eval(drafts[-1])  # it is computed while the next pass is built
+            prompt_caches.start([drafts[-1]])  # it is computed while the next pass is built
             drafts.append(drawing.next(self._cache.forward(drafts[-1][:, None])[:, -1]))
         tokens: Any = mx.stack(drafts, axis=1).tolist()
         idle = [0 if each else count - 1 for each in asked]
