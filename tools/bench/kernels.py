@@ -42,16 +42,19 @@ class LlamaBench:
 
 
 def kernels(folder: Path, rounds: int, llama: LlamaBench | None) -> dict[str, Any]:
-    """Rates of every contestant in every round, with the memory bandwidth that was measured in it (bytes a second)."""
+    """Rates of every contestant in every round, with the memory bandwidth (bytes a second): the better of what was measured
+    just before the native kernels and just after."""
     rates: dict[str, list[dict[str, Any]]] = defaultdict(list)
     bandwidths = []
     weights = bytes_a_token(folder)
     variants = VARIANTS if weights < _LARGE else ("native",)
     for number in range(rounds):
-        bandwidths.append(bandwidth(usable_cores()))
-        for variant in variants:
+        for variant in variants[:-1]:
             if variant != "stock" or number == 0:  # it takes minutes
                 rates[variant].append(_in_process(variant, folder))
+        before = bandwidth(usable_cores())
+        rates[variants[-1]].append(_in_process(variants[-1], folder))
+        bandwidths.append(max(before, bandwidth(usable_cores())))
         if llama is not None:
             rates["llama.cpp"].append(llama.measure())
     return {
