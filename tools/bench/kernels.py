@@ -42,8 +42,8 @@ class LlamaBench:
 
 
 def kernels(folder: Path, rounds: int, llama: LlamaBench | None) -> dict[str, Any]:
-    """Rates of every contestant in every round, with the memory bandwidth (bytes a second): the better of what was measured
-    just before the native kernels and just after."""
+    """Rates of every contestant in every round, with the memory bandwidth (bytes a second): the better of what was
+    measured just before the native kernels and just after."""
     rates: dict[str, list[dict[str, Any]]] = defaultdict(list)
     bandwidths = []
     weights = bytes_a_token(folder)
