@@ -30,7 +30,7 @@ _USED_SHARE = 0.5
 """A step that took less of its budget than this says nothing about the budget."""
 _BESIDE_BEGINNING = 0.25
 """What the tokens of a chunk may cost in any case, as a part of what it costs to begin one."""
-_BESIDE_LEAST = 0.4
+_BESIDE_LEAST = 0.25
 """What a chunk may cost in any case besides the least one, as a part of that, where it was timed: a prompt goes in ten
 times as fast by chunks that are ten times as wide and cost little more."""
 _MEMORY = 0.9
@@ -42,6 +42,8 @@ _FEW_TOKENS = 32
 """Of a chunk of which nearly all is what it costs to begin."""
 _FEW_BEFORE = 512
 """Tokens before a chunk that cost next to nothing to attend to."""
+_LITTLE_ATTENDED = 512 * 2048
+"""Places of a chunk times tokens before it: one with so many counts as much as that nothing was known."""
 _FIRST_TRIAL, _RAREST_TRIAL = 16, 256
 """Chunks that miss the target before a larger one is tried."""
 _EASILY = 0.7
@@ -76,8 +78,8 @@ class LineCost:
     _share: float = 0.0
     """What the beginning makes of a chunk of mean size."""
 
-    def add(self, tokens: int, seconds: float) -> None:
-        """A chunk of so many tokens made a step so much longer."""
+    def add(self, tokens: int, seconds: float, before: int = 0) -> None:
+        """A chunk of so many tokens made a step so much longer, behind `before` others, which are not told apart."""
         new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
         old = (self._weight, self._tokens, self._seconds, self._squares, self._products)
         sums = [_MEMORY * before + now for before, now in zip(old, new, strict=True)]
@@ -88,7 +90,7 @@ class LineCost:
             share = 1.0 - slope * self._mean_tokens / self._mean_seconds
             self._share = min(_LARGEST_SHARE, max(0.0, share))
 
-    def of(self, tokens: int) -> float | None:
+    def of(self, tokens: int, before: int = 0) -> float | None:
         """What such a chunk is expected to add; None if none was seen."""
         return self._beginning + tokens * self._token if self._weight else None
 
@@ -125,15 +127,17 @@ class TimedCost:
     """What chunks of some widths were timed to take with nothing before them; others are made up to the next width.
 
     What chunks take longer that have little before them, or are small, is the host's: it has become slower. What others
-    do besides grows with their width and with the tokens `before` them, to which they attend.
+    do besides grows with their width and with the tokens `before` them, to which they attend. That is the device's, and
+    stays as it was found where the host is judged anew. The more a chunk attends to, the more it counts: of a prompt
+    whose beginning is cached the first one tells nearly all, where of others it would tell what the host did meanwhile.
     """
 
     timed: dict[int, float]
     """Seconds of each width, in ascending order; no width takes longer than a greater one."""
-    before: int = 0
+    _products: float = 0.0
+    _squares: float = float(_LITTLE_ATTENDED) ** 2
+    """Sums over chunks: of what attending took times places times tokens before them, and of the latter squared."""
     _slower: float = 1.0
-    _attending: float = 0.0
-    """Seconds of each place of a chunk for each token before it."""
 
     @classmethod
     def of_times(cls, times: Sequence[tuple[int, float]]) -> TimedCost:
@@ -145,28 +149,38 @@ class TimedCost:
             found[width] = least
         return cls(dict(reversed(found.items())))
 
-    def add(self, tokens: int, seconds: float) -> None:
+    def add(self, tokens: int, seconds: float, before: int = 0) -> None:
         width = self._width(tokens)
-        attended = width * self.before
-        if tokens <= _FEW_TOKENS or self.before < _FEW_BEFORE:
-            now = max(0.0, seconds - self._attending * attended) / self._timed(width)
+        if tokens <= _FEW_TOKENS or before < _FEW_BEFORE:
+            now = max(0.0, seconds - self._attended(width, before)) / self._timed(width)
             self._slower += _SMOOTHING * (now - self._slower)
         else:
-            now = max(0.0, seconds - self._slower * self._timed(width)) / attended
-            self._attending += _SMOOTHING * (now - self._attending)
+            attended = float(width * before)
+            took = seconds - self._slower * self._timed(width)
+            self._products = _MEMORY * self._products + took * attended
+            self._squares = _MEMORY * self._squares + attended * attended
 
-    def of(self, tokens: int) -> float:
+    def of(self, tokens: int, before: int = 0) -> float:
         width = self._width(tokens)
-        return self._slower * self._timed(width) + self._attending * width * self.before
+        return self._slower * self._timed(width) + self._attended(width, before)
 
-    def fitting(self, seconds: float, most: int) -> int:
-        """The greatest width, up to `most`, that may make a step so much longer, or little more than the least does."""
-        allowed = max(seconds, (1 + _BESIDE_LEAST) * self.of(1))
-        fitting = (width for width in self.timed if width <= most and self.of(width) <= allowed)
-        return max(fitting, default=min(self.timed))
+    def fitting(self, seconds: float, most: int, before: int) -> int:
+        """The greatest width, up to `most`, that may make a step so much longer behind so many tokens, or little more
+        than the least does."""
+        allowed = max(seconds, (1 + _BESIDE_LEAST) * self.of(1, before))
+        fitting = (width for width in self.timed if width <= most and self.of(width, before) <= allowed)
+        return max(fitting, default=self.least)
+
+    @property
+    def least(self) -> int:
+        """The least width."""
+        return min(self.timed)
 
     def anew(self) -> TimedCost:
-        return TimedCost(self.timed, self.before)
+        return TimedCost(self.timed, self._products, self._squares)
+
+    def _attended(self, width: int, before: int) -> float:
+        return max(0.0, self._products / self._squares) * width * before
 
     def _width(self, tokens: int) -> int:
         return next((width for width in self.timed if width >= tokens), tokens)
@@ -194,7 +208,10 @@ class PrefillPace:
         self._beside_old = 0
         self._cost: LineCost | TimedCost = LineCost(begins)
         self._is_first = True
-        self._is_in_doubt = False
+        self._doubted = 0
+        """Tokens of a chunk that took longer than can be true, and has to do so again to be believed."""
+        self._is_careful = False
+        """The chunk seen last was one."""
         self._missed = 0
         self._patience = _FIRST_TRIAL
         self.budget = max(least, min(_START_TOKENS, most)) if begins else least
@@ -209,9 +226,8 @@ class PrefillPace:
         gone."""
         target = self._target()
         if isinstance(self._cost, TimedCost) and target is not None:
-            self._cost.before = before
-            fitting = self._cost.fitting(target - (self._plain or 0.0), self._most)
-            self.budget = min(self._most, max(self._least, fitting))
+            width = self._cost.fitting(target - (self._plain or 0.0), self._most, before)
+            self.budget = min(self._most, max(self._least, self._cost.least if self._is_careful else width))
         if self._plain is None or self._was_plain(rows):
             self._beside_old = 0
             return self.budget
@@ -220,12 +236,13 @@ class PrefillPace:
             self._beside_old = 0
         return self.budget if self._beside_old < _BESIDE_OLD else 0
 
-    def observe(self, seconds: float, prefilled: int, rows: int = 1) -> None:
-        """A step of so many rows took so long, with so many prompt tokens in it."""
+    def observe(self, seconds: float, prefilled: int, rows: int = 1, before: int = 0) -> None:
+        """A step of so many rows took so long, with so many prompt tokens in it, that had `before` others before
+        them."""
         if prefilled == 0:
-            before = self._plain if self._plain is not None and self._was_plain(rows) else seconds
+            known = self._plain if self._plain is not None and self._was_plain(rows) else seconds
             self._plain_rows = rows
-            self._plain = before + _SMOOTHING * (min(seconds, _SURPRISE * before) - before)
+            self._plain = known + _SMOOTHING * (min(seconds, _SURPRISE * known) - known)
             return
         target = self._target()
         if target is None or prefilled < _USED_SHARE * self.budget:
@@ -234,9 +251,9 @@ class PrefillPace:
             self._is_first = False
             return
         plain = self._plain or 0.0
-        if not self._is_credible(seconds, prefilled):
+        if not self._is_credible(seconds, prefilled, before):
             return
-        self._cost.add(prefilled, max(0.0, seconds - plain))
+        self._cost.add(prefilled, max(0.0, seconds - plain), before)
         if isinstance(self._cost, TimedCost):
             return
         fitting = self._cost.fitting(target - plain, self._most)
@@ -248,19 +265,23 @@ class PrefillPace:
         """Whether the last step without prompt tokens was one of about so many rows."""
         return self._plain_rows <= _ALIKE * rows and rows <= _ALIKE * self._plain_rows
 
-    def _is_credible(self, seconds: float, prefilled: int) -> bool:
+    def _is_credible(self, seconds: float, prefilled: int, before: int) -> bool:
         """Whether such a step is to be counted. What else the machine does makes a step longer, never shorter: a long
-        one has to come twice, after a short one nothing before it holds."""
-        expected = self._cost.of(prefilled)
+        one has to come twice, after a short one nothing before it holds. Where the least chunk follows the one in
+        doubt, that it takes as long as it should says nothing about that."""
+        expected = self._cost.of(prefilled, before)
+        self._is_careful = False
         if expected is None:
             return True
         expected += self._plain or 0.0
-        if seconds > _SURPRISE * expected and not self._is_in_doubt:
-            self._is_in_doubt = True
+        is_long = seconds > _SURPRISE * expected
+        if is_long and not self._doubted:
+            self._doubted, self._is_careful = prefilled, True
             return False
-        if seconds > _SURPRISE * expected or seconds * _SURPRISE < expected:
+        if is_long or seconds * _SURPRISE < expected:
             self._cost = self._cost.anew()
-        self._is_in_doubt = False
+        if is_long or prefilled >= self._doubted or isinstance(self._cost, LineCost):
+            self._doubted = 0
         return True
 
     def _tries(self, cost: LineCost, seconds: float) -> bool:

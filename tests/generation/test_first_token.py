@@ -55,6 +55,26 @@ def test_what_is_left_behind_a_cached_prefix_counts(engine: MlxEngine) -> None:
     assert driver.sequences[row].ids == mlx_lm_greedy(engine, [*LONG, *SHORT], 8)[0]
 
 
+def test_the_prefix_cache_gets_its_prompt_once_the_token_is_out(engine: MlxEngine) -> None:
+    driver = Driver(engine)
+    prompt = LONG[:LIMIT]
+    driver.submit(prompt)
+    assert driver.step().tokens == 1
+    assert engine.cache_stats().tokens == 0
+    driver.step()
+    assert engine.cache_stats().tokens == len(prompt)
+
+
+def test_the_prompt_of_a_row_that_is_cancelled_after_it_is_kept(engine: MlxEngine) -> None:
+    driver = Driver(engine)
+    prompt = LONG[:LIMIT]
+    row = driver.submit(prompt)
+    driver.step()
+    engine.cancel(row)
+    assert engine.pending == 0
+    assert engine.cache_stats().tokens == len(prompt)
+
+
 def test_nothing_waits_for_it_while_others_decode(engine: MlxEngine) -> None:
     driver = Driver(engine)
     running = driver.submit(LONG, stopping=Stopping(max_tokens=20, ignore_eos=True))

@@ -30,7 +30,7 @@ def test_a_time_counts_where_the_step_read_and_the_one_set_going_have_as_much_be
     engine = MlxEngine(record, settings, TextTokenizer.load(record.path))
     engine.load()
     seen: list[int] = []
-    monkeypatch.setattr(PrefillPace, "observe", lambda self, seconds, prefilled, rows: seen.append(prefilled))
+    monkeypatch.setattr(PrefillPace, "observe", lambda self, seconds, prefilled, rows, before: seen.append(prefilled))
     driver = Driver(engine)
     first = driver.submit([1, 2, 3], GREEDY, Stopping(max_tokens=40, ignore_eos=True))
     driver.run_until(first, 3)

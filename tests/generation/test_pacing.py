@@ -152,15 +152,17 @@ def _known(machine: Machine) -> PrefillPace:
     return pace
 
 
-def beside(pace: PrefillPace, machine: Machine, tokens: int = 4096, attending: float = 0.0) -> tuple[list[int], float]:
+def beside(
+    pace: PrefillPace, machine: Machine, tokens: int = 4096, attending: float = 0.0, filled: int = 0
+) -> tuple[list[int], float]:
     """Chunks of a prompt, and the longest step with one; each place of a chunk attends to what is before it."""
     for _ in range(3):
         pace.observe(machine.plain, 0, rows=8)
-    chunks, longest, filled = [], 0.0, 0
+    chunks, longest = [], 0.0
     while filled < tokens:
         width = pace.allowance(8, filled)
         seconds = machine.step(width) + width * filled * attending
-        pace.observe(seconds, width, rows=8)
+        pace.observe(seconds, width, 8, filled)
         chunks.append(width)
         longest, filled = max(longest, seconds), filled + width
     return chunks, longest
@@ -169,7 +171,7 @@ def beside(pace: PrefillPace, machine: Machine, tokens: int = 4096, attending: f
 def test_what_chunks_are_known_to_take_is_not_tried_out() -> None:
     """The widest that takes little more than the least, from the first one on."""
     chunks, _ = beside(_known(machine := Machine(plain=0.004, beginning=0.006, token=0.00002)), machine)
-    assert set(chunks) == {128}
+    assert set(chunks) == {64}
 
 
 def test_wider_chunks_that_other_kernels_take_are_left_alone() -> None:
@@ -191,13 +193,49 @@ def test_one_slow_chunk_among_those_that_were_timed_does_not_count() -> None:
     assert pace.allowance(1) == 32
 
 
+def test_behind_a_cached_prefix_one_chunk_tells_what_attention_costs() -> None:
+    machine = Machine(plain=0.006, beginning=0.003, token=0.000005)
+    attending = 5e-9
+    pace = _known(machine)
+    chunks, _ = beside(pace, machine, 8192, attending, filled=4096)
+    slow = [width for width in chunks if machine.step(width) + width * 4096 * attending > 2 * machine.plain]
+    assert len(slow) == 1
+
+
+def test_what_attention_costs_is_charged_to_the_chunk_that_attends() -> None:
+    """Also where the next one, of another prompt, is set going before the last one's time is known."""
+    pace = _known(machine := Machine(plain=0.006, beginning=0.003, token=0.000005))
+    pace.observe(machine.plain, 0, rows=8)
+    for _ in range(40):
+        deep = pace.allowance(8, 6000)
+        pace.allowance(8, 0)
+        pace.observe(machine.step(deep) + deep * 6000 * 5e-9, deep, 8, 6000)
+    assert machine.step(deep) + deep * 6000 * 5e-9 < 2.1 * machine.plain
+    wide = pace.allowance(8, 0)
+    assert wide > deep
+    assert machine.step(wide) < 2.1 * machine.plain
+
+
+def test_after_a_step_that_cannot_be_true_the_next_chunk_is_the_least_until_it_comes_again() -> None:
+    pace = _known(machine := Machine(plain=0.006, beginning=0.009, token=0.000005))
+    pace.observe(machine.plain, 0, rows=8)
+    wide = pace.allowance(8, 6000)
+    assert wide > 16
+    pace.observe(3 * machine.step(wide), wide, 8, 6000)
+    assert pace.allowance(8, 6000) == 16
+    pace.observe(machine.step(16), 16, 8, 6000)
+    assert pace.allowance(8, 6000) == wide
+    pace.observe(3 * machine.step(wide), wide, 8, 6000)
+    assert pace.allowance(8, 6000) < wide
+
+
 def test_chunks_get_smaller_as_more_is_before_them_and_wide_again_with_the_next_prompt() -> None:
     machine = Machine(plain=0.006, beginning=0.009, token=0.000005)
     pace = _known(machine)
     for _ in range(2):
         chunks, longest = beside(pace, machine, attending=2e-8)
         assert chunks == sorted(chunks, reverse=True)
-        assert (chunks[0], chunks[-1] < 128) == (512, True)
+        assert (chunks[0], chunks[-1] < 128) == (256, True)
         assert longest < machine.plain + 2 * machine.beginning
 
 

@@ -13,7 +13,7 @@ from support.engines import loaded
 from support.gpu_kernels import HAS_COMPILER
 from support.shims import Shims, forget
 
-from mlx_serving.actors.generation.mlx_engine import composed_attention
+from mlx_serving.actors.generation.mlx_engine import composed_attention, loading
 from mlx_serving.actors.messages.values import Stopping
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation, PrefixCache, Speculation
@@ -64,6 +64,7 @@ def test_what_is_said_is_what_the_cpu_says(
     monkeypatch.setattr(mx, "compile", lambda function: function)
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     monkeypatch.setattr(mx, "quantized_matmul", refused)
+    monkeypatch.setattr(loading, "in_place_attention", lambda settings: settings.in_place_attention)
     assert _answers(record, kv_type, in_place, expects_in_place=in_place == "auto") == expected
     composed_attention.choose("off")
     forget()

@@ -118,11 +118,12 @@ class CacheParts:
     ) -> Caches:
         """Fill empty caches with the tokens of `spans`, with room for `room` tokens in all; nothing is waited for.
 
-        `in_one`: the caches may be parts of one array, which MLX copies when it writes to them.
+        `in_one`: the caches may be parts of one array, which MLX copies when it writes to them. Its copy is set going.
         """
         packed = [_cut_out(span, span.block.payload.packed) for span in spans if span.block.payload.packed is not None]
         if in_one and spans and len(packed) == len(spans):
             whole = _joined(packed, spans[-1].stop, room)
+            prompt_caches.start([whole])  # while the pass that reads it is still built
             for place, i in enumerate(self._plain):
                 caches[i].keys, caches[i].values = (whole[at : at + 1] for at in (2 * place, 2 * place + 1))
                 caches[i].offset = spans[-1].stop

@@ -24,9 +24,10 @@ from mlx_serving.actors.generation.mlx_engine.kernel_dialects import CUDA
 
 TILE_TOKENS = 16
 """Chunks are a multiple of this."""
-_WARPS = 4
+_WARPS, _WARPS_OF_SPLIT = 4, 8
 _MANY_WARPS = 1024
-"""So many occupy a large device; of fewer, all of a block take the same tokens, and a part of the columns each."""
+"""So many occupy a large device; of fewer, all of a block take the same tokens, and a part of the columns each. A power
+of two of them, as many as have registers and shared memory."""
 _HEAD_SIZES = (64, 128)
 
 _SOURCE = r"""
@@ -162,45 +163,53 @@ _SOURCE = r"""
         total[h] += LANE_XOR(total[h], 2);
     }
     if constexpr (IS_SPLIT) {
-        SHARED float all_most[WARPS][2][32], all_total[WARPS][2][32], all_sums[WARPS][PARTS][8][4][32];
-        for (int h = 0; h < 2; ++h) {
-            all_most[warp][h][lane] = most[h];
-            all_total[warp][h][lane] = total[h];
-        }
-        #pragma unroll
-        for (int part = 0; part < PARTS; ++part) {
-            #pragma unroll
-            for (int t = 0; t < 8; ++t) {
+        // One half of the warps joins what the other half has, until one has all.
+        constexpr int HALF_OF_THEM = WARPS / 2;
+        SHARED float all_most[HALF_OF_THEM][2][32], all_total[HALF_OF_THEM][2][32];
+        SHARED float all_sums[HALF_OF_THEM][PARTS][8][4][32];
+        for (int staying = HALF_OF_THEM; staying > 0; staying /= 2) {
+            if (warp >= staying && warp < 2 * staying) {
+                const int w = warp - staying;
+                for (int h = 0; h < 2; ++h) {
+                    all_most[w][h][lane] = most[h];
+                    all_total[w][h][lane] = total[h];
+                }
                 #pragma unroll
-                for (int e = 0; e < 4; ++e) all_sums[warp][part][t][e][lane] = sums[part][t][e];
-            }
-        }
-        BARRIER();
-        if (warp > 0) return;
-        float share[WARPS][2];
-        #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float highest = most[h];
-            for (int w = 1; w < WARPS; ++w) highest = max(highest, all_most[w][h][lane]);
-            total[h] = 0.0f;
-            for (int w = 0; w < WARPS; ++w) {
-                share[w][h] = EXP(all_most[w][h][lane] - highest);
-                total[h] += share[w][h] * all_total[w][h][lane];
-            }
-        }
-        #pragma unroll
-        for (int part = 0; part < PARTS; ++part) {
-            #pragma unroll
-            for (int t = 0; t < 8; ++t) {
-                #pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    sums[part][t][e] *= share[0][e / 2];
-                    for (int w = 1; w < WARPS; ++w) {
-                        sums[part][t][e] += share[w][e / 2] * all_sums[w][part][t][e][lane];
+                for (int part = 0; part < PARTS; ++part) {
+                    #pragma unroll
+                    for (int t = 0; t < 8; ++t) {
+                        #pragma unroll
+                        for (int e = 0; e < 4; ++e) all_sums[w][part][t][e][lane] = sums[part][t][e];
                     }
                 }
             }
+            BARRIER();
+            if (warp < staying) {
+                float own[2], other[2];
+                #pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const float highest = max(most[h], all_most[warp][h][lane]);
+                    const float base = highest == NEVER ? 0.0f : highest;
+                    own[h] = EXP(most[h] - base);
+                    other[h] = EXP(all_most[warp][h][lane] - base);
+                    most[h] = highest;
+                    total[h] = own[h] * total[h] + other[h] * all_total[warp][h][lane];
+                }
+                #pragma unroll
+                for (int part = 0; part < PARTS; ++part) {
+                    #pragma unroll
+                    for (int t = 0; t < 8; ++t) {
+                        #pragma unroll
+                        for (int e = 0; e < 4; ++e) {
+                            sums[part][t][e] =
+                                own[e / 2] * sums[part][t][e] + other[e / 2] * all_sums[warp][part][t][e][lane];
+                        }
+                    }
+                }
+            }
+            BARRIER();
         }
+        if (warp > 0) return;
     }
     #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -256,6 +265,7 @@ def attend_in_place(
         raise ValueError(f"queries are {queries.dtype}, the slabs {slab_keys.dtype}; the kernel takes half precision")
     units = heads // kv_heads * (tokens // TILE_TOKENS)
     is_split = rows * kv_heads * units < _MANY_WARPS
+    warps = _WARPS_OF_SPLIT if is_split else _WARPS
     (attended,) = _kernel()(
         inputs=[queries, keys, values, slab_keys, slab_values, lengths, mx.array([scale], dtype=mx.float32)],
         template=[
@@ -263,11 +273,11 @@ def attend_in_place(
             ("HALF", queries.dtype == mx.float16),
             ("D", size),
             ("G", heads // kv_heads),
-            ("WARPS", _WARPS),
+            ("WARPS", warps),
             ("IS_SPLIT", is_split),
         ],
-        grid=((units if is_split else -(-units // _WARPS)) * 32 * _WARPS, kv_heads, rows),
-        threadgroup=(32 * _WARPS, 1, 1),
+        grid=((units if is_split else -(-units // warps)) * 32 * warps, kv_heads, rows),
+        threadgroup=(32 * warps, 1, 1),
         output_shapes=[(rows, heads, tokens, size)],
         output_dtypes=[queries.dtype],
     )

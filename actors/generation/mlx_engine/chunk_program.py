@@ -15,8 +15,8 @@ import mlx.core as mx
 import structlog
 
 from mlx_serving.actors.clock import Clock
-from mlx_serving.actors.generation.mlx_engine import attention_kernels, chunk_attention, tensor_cores
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
+from mlx_serving.actors.generation.mlx_engine import chunk_attention, tensor_cores
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
 from mlx_serving.actors.generation.mlx_engine.slab_pass import InPlacePass
@@ -130,9 +130,7 @@ class ChunkProgram:
         self, tokens: mx.array, lengths: mx.array, keys: list[mx.array], values: list[mx.array]
     ) -> tuple[mx.array, mx.array]:
         """Logits, and what the last layer attended to, which stands for all that is written."""
-        many = tokens.shape[1] > attention_kernels.MOST_TOKENS
-        attend = chunk_attention.attend_in_place if many else attention_kernels.attend_in_place
-        group = _LastAttended(attend, lengths, list(zip(keys, values, strict=True)))
+        group = _LastAttended(chunk_attention.attend_in_place, lengths, list(zip(keys, values, strict=True)))
         self._pass.groups, self._pass.offset = [group], lengths
         logits: mx.array = self._model(tokens, cache=self._layers)
         self._pass.groups, self._pass.offset = [], 0
@@ -184,8 +182,8 @@ def chunk_program_for(model: Any, rows: RowsCache) -> ChunkProgram | None:
 
 
 def _agrees(program: ChunkProgram, model: Any) -> bool:
-    """Whether a prompt of which either kernel takes parts, before and behind others, ends in the same logits as by the
-    model itself."""
+    """Whether a prompt that the kernel takes in parts of several widths ends in the same logits as by the model
+    itself."""
     ids = probe_ids(model, 3 * chunk_attention.TILE_TOKENS)
     first, second = chunk_attention.TILE_TOKENS + 4, 2 * chunk_attention.TILE_TOKENS + 8
     expected = model(mx.array([ids], dtype=mx.int32), cache=program.new_caches())[:, -1]

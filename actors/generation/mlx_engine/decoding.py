@@ -13,6 +13,8 @@ import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import attrs
+
 from mlx_serving.actors.clock import Clock
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine import guiding
@@ -28,6 +30,15 @@ _LEAST_WHOLE, _LEAST_LAYERED = 8, 4
 """Prompt tokens beside a step: of a chunk that goes through the model at once, of one that goes on by some layers."""
 _OVERLAP_BYTES = {"cpu": 4 << 20, "metal": 16 << 20, "cuda": 256 << 20}
 """What is copied sooner than the device would stand idle between steps."""
+
+
+@attrs.frozen(eq=False)
+class _InFlight:
+    """A step that was set going behind `prefilled` tokens of prompts, which had `before` others before them."""
+
+    step: Step
+    prefilled: int
+    before: int
 
 
 class Decoding:
@@ -61,13 +72,12 @@ class Decoding:
         self._take = take
         self._let_go = let_go
         self._fail = fail
-        self._in_flight: deque[tuple[Step, int]] = deque()
-        """Steps, and the prompt tokens that were set going before each."""
+        self._in_flight: deque[_InFlight] = deque()
         self._joining: Sequence[Row] = ()
         self._read_at: float | None = None
         self._is_steady = False
         """The read before was of a plain step, in the order in which plain steps are set going and read."""
-        self._prefilled = 0
+        self._prefilled = self._before = 0
 
     @property
     def is_idle(self) -> bool:
@@ -77,12 +87,12 @@ class Decoding:
     @property
     def rows_in_flight(self) -> int:
         """Of the step that will be read next."""
-        return len(self._in_flight[0][0].rows) if self._in_flight else 0
+        return len(self._in_flight[0].step.rows) if self._in_flight else 0
 
     @property
     def rows_at_stake(self) -> list[Row]:
         """Those that a failure of the batch concerns."""
-        stepped = [row for step, _ in self._in_flight for row in step.rows]
+        stepped = [row for each in self._in_flight for row in each.step.rows]
         return [row for row in dict.fromkeys([*self.batch.rows, *self._joining, *stepped]) if not row.is_gone]
 
     def drop(self, held_bytes: int = 0) -> None:
@@ -94,13 +104,13 @@ class Decoding:
         self._read_at = None
         self.batch = self.batch.emptied(held_bytes) if held_bytes else self.batch.anew()
 
-    def step(self, joining: Sequence[Row], prefilled: int) -> int:
+    def step(self, joining: Sequence[Row], prefilled: int, before: int = 0) -> int:
         """Let rows join, set the next step going and read an earlier one. Returns the number of tokens read.
 
-        `prefilled` tokens of prompts were set going beside it.
+        `prefilled` tokens of prompts were set going beside it, behind `before` others.
         """
         self.checked = Checked()
-        self._prefilled = prefilled
+        self._prefilled, self._before = prefilled, before
         self._joining = joining
         if joining:
             self.batch.join(joining)
@@ -152,7 +162,7 @@ class Decoding:
 
     def _go(self, step: Step) -> None:
         step.start()
-        self._in_flight.append((step, self._prefilled))
+        self._in_flight.append(_InFlight(step, self._prefilled, self._before))
 
     def _speculate(self) -> int | None:
         """Check proposals, if that is worth while; the number of tokens read, None if it is not.
@@ -169,7 +179,7 @@ class Decoding:
         if checked is None:
             return tokens
         self.checked = checked
-        self._keep_pace(self._prefilled, len(checked.said), checked.width)
+        self._keep_pace(self._prefilled, self._before, len(checked.said), checked.width)
         for row, said in self.checked.said:
             for reading in said:
                 self._take(row, reading)
@@ -188,7 +198,7 @@ class Decoding:
         """Read all steps before another is set going: how long that takes says little about a step."""
         readings = []
         while self._in_flight:
-            readings += self._in_flight[0][0].read()
+            readings += self._in_flight[0].step.read()
             self._in_flight.popleft()
             self._read_at, self._is_steady = self._clock(), False
         if self._read_at is None:
@@ -200,18 +210,19 @@ class Decoding:
         """Wait for the oldest steps."""
         readings = []
         for _ in range(steps):
-            step, prefilled = self._in_flight[0]
-            readings += step.read()
+            oldest = self._in_flight[0]
+            readings += oldest.step.read()
             self._in_flight.popleft()
-            self._keep_pace(prefilled, len(step.rows))
+            self._keep_pace(oldest.prefilled, oldest.before, len(oldest.step.rows))
         return readings
 
     def _take_all(self, readings: Sequence[tuple[Row, Reading]]) -> None:
         for row, reading in readings:
             self._take(row, reading)
 
-    def _keep_pace(self, prefilled: int, rows: int, width: int = 1) -> None:
-        """A step was read that took `width` tokens in from each of so many rows, behind so many prompt tokens.
+    def _keep_pace(self, prefilled: int, before: int, rows: int, width: int = 1) -> None:
+        """A step was read that took `width` tokens in from each of so many rows, behind so many prompt tokens, which
+        had `before` others before them.
 
         Since the one before it, the device has computed these and the host has set going what is beside the next step:
         the time says something where that is as much. After a check the host has two steps to set going before it reads
@@ -220,7 +231,7 @@ class Decoding:
         now = self._clock()
         counts = prefilled == self._prefilled and (width > 1 or self._is_steady)
         if self._read_at is not None and counts:
-            self.pace.observe(now - self._read_at, prefilled, rows)
+            self.pace.observe(now - self._read_at, prefilled, rows, before)
             if self.speculator is not None and not prefilled:
                 self.speculator.saw_step(len(self.batch.rows), width, now - self._read_at)
         self._read_at, self._is_steady = (now if self.batch.rows else None), width == 1

@@ -3,7 +3,7 @@
 A step does, in this order: let rows go that ended, were cancelled or paused; set one chunk of prefill
 going; let rows join that are prefilled; set one decode step of the whole batch going; read the tokens of
 an earlier decode step. Where nothing decodes, a row's first token is drawn from the chunk that ends its prompt, and
-that is all that the step does.
+that is all that the step does: even what the prefix cache gets of it waits for the next one.
 
 When a batch fails, its rows are computed again from their tokens, and each has to decode one token alone
 before it may join the others: the row at fault fails there by itself.
@@ -125,12 +125,14 @@ class MlxEngine:
     def step(self) -> StepReport:
         self._outputs.begin()
         self._said_first = False
+        self._prompts.keep()
         self._take_guides()
         self._take_back()
         self._let_go()
-        prefilled = self._prefill()
+        prefilled, before = self._prefill()
         self._end_prefill_only()
-        stepped, tokens = (1, 1) if self._said_first else (self._decoding.rows_in_flight, self._decode(prefilled))
+        stepped = 1 if self._said_first else self._decoding.rows_in_flight
+        tokens = 1 if self._said_first else self._decode(prefilled, before)
         self._steps += 1
         self._reuse.turn()
         if self._steps % _STEPS_BETWEEN_CLEARINGS == 0:
@@ -152,6 +154,7 @@ class MlxEngine:
     def cancel(self, sequence_id: int) -> None:
         row = self._rows.get(sequence_id)
         if row is not None:
+            self._prompts.keep()
             self._forget(row)
             self._rest()
 
@@ -350,18 +353,19 @@ class MlxEngine:
         row.caches, row.chunk, row.held = None, None, []
         self._rows.pop(row.sequence.sequence_id, None)
 
-    def _prefill(self) -> int:
+    def _prefill(self) -> tuple[int, int]:
+        """Tokens of prompts that were set going, and how many had gone before them."""
         if not self._prompts:
-            return 0
+            return 0, 0
         decoding = len(self._decoding.batch.rows)
         is_busy = decoding > 0 or self._prompts.may_join
         most = self._settings.max_prefills if is_busy else self._slots
         self._prompts.admit(most, self._slots - decoding, is_busy)
         if is_busy:
-            pace = self._decoding.pace
-            budget = pace.allowance(decoding, self._prompts.deepest) if decoding else pace.budget
-            return self._prompts.advance(budget) if budget else 0
-        return self._prompts.advance_alone(is_idle=self._decoding.is_idle)
+            pace, before = self._decoding.pace, self._prompts.deepest
+            budget = pace.allowance(decoding, before) if decoding else pace.budget
+            return (self._prompts.advance(budget) if budget else 0), before
+        return self._prompts.advance_alone(is_idle=self._decoding.is_idle), 0
 
     def _end_prefill_only(self) -> None:
         """Rows of which nothing but the prompt was wanted have ended."""
@@ -377,12 +381,12 @@ class MlxEngine:
             self._forget(row)
             self._outputs.put(SequenceOutput(row.sequence.sequence_id, "", (), end=end))
 
-    def _decode(self, prefilled: int) -> int:
-        """One decode step. Returns the number of tokens read."""
+    def _decode(self, prefilled: int, before: int) -> int:
+        """One decode step, beside so many prompt tokens behind others. Returns the number of tokens read."""
         try:
             decoding = len(self._decoding.batch.rows)
             joining = self._prompts.take_ready(self._slots - decoding, is_alone=not decoding)
-            return self._decoding.step(joining, prefilled)
+            return self._decoding.step(joining, prefilled, before)
         except Exception as error:
             self._recover(error)
             return 0

@@ -20,11 +20,12 @@ from mlx_serving.actors.generation.engine import HeldPrefixes
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.cache_parts import CacheParts, KvBlock, Snapshot, state_arrays
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
-from mlx_serving.actors.generation.mlx_engine.prefix_disk import Prefetch, PrefixDisk
+from mlx_serving.actors.generation.mlx_engine.device import back_end
+from mlx_serving.actors.generation.mlx_engine.prefix_disk import PrefixDisk
 from mlx_serving.actors.generation.prefix.blocks import Piece, Span
 from mlx_serving.actors.generation.prefix.budget import evict
 from mlx_serving.actors.generation.prefix.checkpoints import Checkpoint, Checkpoints
-from mlx_serving.actors.generation.prefix.disk import DiskTier
+from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetch
 from mlx_serving.actors.generation.prefix.disk_search import Wanted
 from mlx_serving.actors.generation.prefix.index import Ids, PrefixIndex
 from mlx_serving.actors.generation.prefix.node import Path
@@ -33,6 +34,8 @@ from mlx_serving.actors.messages.values import CacheStats, CacheTier
 
 LEAST_TOKENS = 16
 """A shorter prefix is computed faster than its caches are put together."""
+_LEAST_FROM_DISK = {"cpu": LEAST_TOKENS, "metal": 64, "cuda": 64}
+"""Fewer are not looked for on disk: on a GPU they take one pass, as what is behind them does in any case."""
 _CHECKPOINTS = 16
 _SHARE_OF_A_PROMPT = 4
 """One prompt's checkpoints take at most this part of the memory."""
@@ -97,14 +100,14 @@ class PrefixCache:
             most = max(1, min(most, self._limit // (_SHARE_OF_A_PROMPT * average)))
         return checkpoint_offsets(segments, start, end, most)
 
-    def prefetch(self, namespace: bytes, ids: Sequence[int]) -> Prefetch | None:
+    def prefetch(self, namespace: bytes, ids: Sequence[int]) -> Fetch | None:
         """Look on disk for more than memory holds of a prompt; the result is for `lookup`. None: there is no need."""
         if self._disk is None:
             return None
         wanted = tuple(ids[:-1])
         path, checkpoint = self._match(namespace, wanted)
         held = self._reach(path, checkpoint)
-        if len(wanted) - held < LEAST_TOKENS:
+        if len(wanted) - held < _LEAST_FROM_DISK[back_end()]:
             return None
         state = checkpoint.tokens if checkpoint is not None else 0
         parts = self.parts
@@ -112,7 +115,7 @@ class PrefixCache:
             Wanted(namespace, wanted, parts.has_blocks, parts.has_states, blocks=path.tokens, state=state)
         )
 
-    def lookup(self, namespace: bytes, ids: Sequence[int], prefetched: Prefetch | None = None) -> Hit | None:
+    def lookup(self, namespace: bytes, ids: Sequence[int], prefetched: Fetch | None = None) -> Hit | None:
         """The longest prefix held of a prompt, at most all but its last token. Waits for what was prefetched."""
         wanted = tuple(ids[:-1])
         from_disk = self._take_in(namespace, wanted, prefetched) if prefetched is not None else 0
@@ -233,7 +236,7 @@ class PrefixCache:
             tokens = checkpoint.tokens
         return Hit(tokens, self, path.spans(tokens) if self.parts.has_blocks else [], checkpoint, pins)
 
-    def _take_in(self, namespace: bytes, ids: Ids, prefetched: Prefetch) -> int:
+    def _take_in(self, namespace: bytes, ids: Ids, prefetched: Fetch) -> int:
         """Put what came from disk into memory. Returns how many tokens further a prompt gets by it."""
         assert self._disk is not None
         returned = self._disk.returned(prefetched)

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import attrs
@@ -18,12 +17,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_serving.actors.generation.mlx_engine import cache_tensors
+from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.cache_parts import CacheParts, KvBlock, Snapshot
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.host_memory import HostStage
 from mlx_serving.actors.generation.prefix.blocks import Block, Piece
 from mlx_serving.actors.generation.prefix.checkpoints import Checkpoint
-from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetched
+from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetch, Fetched
 from mlx_serving.actors.generation.prefix.disk_record import Record, fresh_memory
 from mlx_serving.actors.generation.prefix.disk_search import Wanted
 from mlx_serving.actors.generation.prefix.keys import prefix_keys
@@ -37,8 +37,6 @@ _STAGE_BYTES = 256 << 20
 _BROKEN = (ValueError, KeyError, TypeError, StopIteration)
 
 _log = logging.getLogger(__name__)
-
-Prefetch = Future[list[Fetched]]
 
 
 @attrs.frozen(eq=False)
@@ -116,28 +114,40 @@ class PrefixDisk:
         while self._outgoing:
             self._hand_over()
 
-    def prefetch(self, wanted: Wanted) -> Prefetch:
+    def prefetch(self, wanted: Wanted) -> Fetch:
         return self.tier.fetch(wanted)
 
-    def returned(self, prefetch: Prefetch) -> Returned:
-        """Wait for what a prefetch brings. What is not as it was written is dropped, with what follows it."""
+    def returned(self, prefetch: Fetch) -> Returned:
+        """Wait for what a prefetch brings, and bring it to the device while more is read.
+
+        What is not as it was written is dropped, with what follows it; blocks without the state that was to follow
+        them are of no use.
+        """
         pieces: list[Piece[KvBlock]] = []
         snapshot, state_tokens = None, 0
         caches = self._new_caches()
-        everything = prefetch.result()
+        arrived: list[Fetched] = []
+        brought: list[mx.array] = []
         begun = time.monotonic()
-        for fetched in everything:
+        for fetched in prefetch:
+            arrived.append(fetched)
+            begun = time.monotonic()
             content = fetched.content
             try:
                 if fetched.entry.is_state:
                     snapshot, state_tokens = cache_tensors.read_snapshot(content.tensors, content.note), fetched.stop
                 else:
-                    pieces.append(self._piece(fetched, caches))
+                    piece = self._piece(fetched, caches)
+                    pieces.append(piece)
+                    if self._stage is not None:
+                        brought += piece.payload.arrays
+                        prompt_caches.start(piece.payload.arrays)
             except _BROKEN:
                 self.tier.drop([fetched.entry])
                 break
-        if self._stage is not None:  # it is let go with what was fetched
-            mx.eval([array for piece in pieces for array in piece.payload.arrays])
+        if self._parts.has_states and snapshot is None:
+            pieces.clear()
+        mx.eval(brought)  # from memory that is let go with what has arrived
         self.tier.worth.taken(sum(piece.payload.nbytes for piece in pieces), time.monotonic() - begun)
         return Returned(tuple(pieces), snapshot, state_tokens)
 

@@ -84,6 +84,8 @@ class Prompts:
         self.ready: list[Row] = []
         self._just_ready: list[Row] = []
         """Those whose last chunk was set going in this step."""
+        self._unkept: Row | None = None
+        """One that said its first token in the step before, and has not left to others what it has."""
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.filling or self.ready)
@@ -93,6 +95,13 @@ class Prompts:
         self.filling.clear()
         self.ready.clear()
         self._just_ready.clear()
+        self._unkept = None
+
+    def keep(self) -> None:
+        """Leave to others what a row has whose first token is on its way by now."""
+        row, self._unkept = self._unkept, None
+        if row is not None:
+            self._reuse.advance(row)
 
     def admit(self, most: int, room: int, is_busy: bool) -> None:
         """Begin as many prompts as may be prefilled side by side, in order, but for those that had better wait.
@@ -244,7 +253,6 @@ class Prompts:
         try:
             self._adapters.select([row.adapter])
             self._say_first(row, prefill.fill_all(self._model, row, self._new_caches, self._chunks_for(row)))
-            self._reuse.advance(row)
         except Exception as error:
             self._fail(row, error)
             return count
@@ -252,6 +260,7 @@ class Prompts:
             self.filling.remove(row)
         if not row.is_gone:
             self.ready.append(row)
+            self._unkept = row
         return count
 
     def _chunks_for(self, row: Row) -> ChunkProgram | None:

@@ -12,8 +12,8 @@ from mlx_serving.actors.generation.answer import Answer, Timeline
 from mlx_serving.actors.generation.guidance.guide import Guide
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.logprobs import RawLogprob
-from mlx_serving.actors.generation.mlx_engine.prefix_disk import Prefetch
 from mlx_serving.actors.generation.mlx_engine.sampling import RowSampling
+from mlx_serving.actors.generation.prefix.disk import Fetch
 from mlx_serving.actors.generation.speculation.row import RowSpeculation
 from mlx_serving.actors.messages.batching import SequenceQueued
 
@@ -85,7 +85,7 @@ class Row:
     """Tokens of which the prefix cache was shown what the row has."""
     stops: list[int] = attrs.field(factory=list)
     """Lengths, ascending, at which prefill lets the prefix cache see what it has."""
-    prefetch: Prefetch | None = None
+    prefetch: Fetch | None = None
     is_failed: bool = False
     speculation: RowSpeculation | None = None
     """Made when a proposal to the row is first thought of."""

@@ -1,8 +1,8 @@
 """The disk tier of the prefix cache: files, their index, and the threads that keep the disk away from the engine.
 
 - Putting never waits: one thread writes, from a queue bounded in bytes; what does not fit is not kept.
-- Fetching is a future: one thread searches the index, some more read and check the files it names, unless computing
-  their tokens is sooner done.
+- Fetching never waits either: one thread searches the index, some more read and check parts of the files it names,
+  unless computing their tokens is sooner done. What is read may be used while what follows it is still on its way.
 - A file that is not what was written is deleted, counted, and as if it had never been there.
 - An error of the disk or of the index, a full disk above all, ends writing with one warning; serving goes on.
 """
@@ -16,8 +16,8 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import attrs
@@ -28,9 +28,9 @@ from mlx_serving.actors.generation.prefix.disk_record import (
     SUFFIX,
     BrokenFile,
     Content,
+    Reading,
     Record,
     fresh_memory,
-    read_content,
     write_record,
 )
 from mlx_serving.actors.generation.prefix.disk_search import Found, Wanted, find, space_of
@@ -48,6 +48,8 @@ _RESERVE_BYTES = 512 << 20
 _ABANDONED_SECONDS = 600.0
 """Age at which a file that the index does not name belongs to nobody."""
 _CLOSE_SECONDS = 10.0
+_BROKEN = (OSError, BrokenFile, ValueError, KeyError, TypeError)
+"""What reading a file raises that is not what was written."""
 
 Warn = Callable[[str], None]
 
@@ -68,6 +70,28 @@ class Fetched:
     stop: int
     content: Content
     entry: Entry
+
+
+@attrs.frozen(eq=False)
+class Fetch:
+    """Entries on their way into memory."""
+
+    _arriving: Future[list[Future[Fetched | None]]] = attrs.field(factory=Future)
+    """One for each that was found, in the order of their tokens."""
+
+    def done(self) -> bool:
+        """Whether nothing has to be waited for."""
+        if not self._arriving.done():
+            return False
+        return self._arriving.exception() is not None or all(each.done() for each in self._arriving.result())
+
+    def __iter__(self) -> Iterator[Fetched]:
+        """Waits for each; ends before one that is not what was written."""
+        for arriving in self._arriving.result():
+            fetched = arriving.result()
+            if fetched is None:
+                return
+            yield fetched
 
 
 class DiskTier:
@@ -115,10 +139,11 @@ class DiskTier:
         self._do(lambda index: self._write(index, namespace, record))
         return True
 
-    def fetch(self, wanted: Wanted) -> Future[list[Fetched]]:
-        """What `find` finds, read and checked; empty when there is nothing, it is not worth reading, or something was
-        in the way."""
-        return self._search.submit(self._fetch, wanted)
+    def fetch(self, wanted: Wanted) -> Fetch:
+        """What `find` finds, read and checked; nothing when it is not worth reading, or something was in the way."""
+        arriving: Future[list[Future[Fetched | None]]] = Future()
+        self._search.submit(self._fetch, wanted, arriving)
+        return Fetch(arriving)
 
     def clear(self, seconds: float = _CLOSE_SECONDS) -> bool:
         """Delete everything of this model; False if that takes longer."""
@@ -158,37 +183,70 @@ class DiskTier:
 
     # --- searching ------------------------------------------------------------------------------------------
 
-    def _fetch(self, wanted: Wanted) -> list[Fetched]:
+    def _fetch(self, wanted: Wanted, arriving: Future[list[Future[Fetched | None]]]) -> None:
         begun = time.monotonic()
+        try:
+            found = self._find(wanted)
+            readings = [self._begin(each) for each in found]
+        except Exception as error:
+            arriving.set_exception(error)
+            return
+        arrivals: list[Future[Fetched | None]] = [Future() for _ in found]
+        arriving.set_result(arrivals)
+        for each, (reading, parts), arrival in zip(found, readings, arrivals, strict=True):
+            try:
+                arrival.set_result(self._arrived(each, reading, parts))
+            except Exception as error:
+                arrival.set_exception(error)
+        if found and not any(arrival.exception() for arrival in arrivals):
+            self._account(found, [arrival.result() for arrival in arrivals], time.monotonic() - begun)
+
+    def _find(self, wanted: Wanted) -> list[Found]:
+        """Entries that are worth reading."""
         try:
             if self._searched is None:
                 self._searched = DiskIndex(self._folder)
             found = find(self._searched, self._model, wanted)
         except (OSError, sqlite3.Error):
             return []
-        nbytes = sum(each.entry.stored.size for each in found)
         # Blocks behind the state in memory are of no use to models with states.
         held = wanted.state if wanted.with_states else wanted.blocks
-        if not found or not self.worth.is_worth(found[-1].stop - held, nbytes):
+        if found and not self.worth.is_worth(found[-1].stop - held, _bytes_of(found)):
             return []
-        read = list(self._readers.map(self._read, found))
+        return found
+
+    def _begin(self, found: Found) -> tuple[Reading | None, list[Future[None]]]:
+        """Have the readers begin with the parts of a file; no parts of one that is not what was written."""
+        try:
+            reading = Reading(self._files, found.entry.stored, self._memory)
+        except _BROKEN:
+            return None, []
+        return reading, [self._readers.submit(reading.read, part) for part in reading.parts]
+
+    def _arrived(self, found: Found, reading: Reading | None, parts: Sequence[Future[None]]) -> Fetched | None:
+        """Wait for all parts of a file; None if it is not what was written."""
+        if reading is None:
+            return None
+        wait(parts)
+        try:
+            for part in parts:
+                part.result()
+            return Fetched(found.start, found.stop, reading.content(), found.entry)
+        except _BROKEN:
+            return None
+        finally:
+            reading.close()
+
+    def _account(self, found: Sequence[Found], read: Sequence[Fetched | None], seconds: float) -> None:
+        """Drop what was broken; of the rest keep in mind that it was used, and how long it took."""
         broken = [each.entry for each, fetched in zip(found, read, strict=True) if fetched is None]
         if broken:
             self.drop(broken)
-        fetched = [each for each in itertools.takewhile(lambda each: each is not None, read) if each is not None]
-        if broken and found[-1].entry.is_state:
-            return []
-        self.worth.read(nbytes, time.monotonic() - begun)
-        self._do(lambda index: index.touch([each.entry for each in fetched]))
-        return fetched
-
-    def _read(self, found: Found) -> Fetched | None:
-        """None for a file that is not what was written."""
-        try:
-            content = read_content(self._files, found.entry.stored, self._memory)
-        except (OSError, BrokenFile, ValueError, KeyError, TypeError):
-            return None
-        return Fetched(found.start, found.stop, content, found.entry)
+            if found[-1].entry.is_state:
+                return
+        self.worth.read(_bytes_of(found), seconds)
+        used = [each.entry for each in itertools.takewhile(lambda each: each is not None, read) if each is not None]
+        self._do(lambda index: index.touch(used))
 
     # --- writing --------------------------------------------------------------------------------------------
 
@@ -278,3 +336,7 @@ class DiskTier:
         index.remove(entries)
         for entry in entries:
             (self._folder / entry.model / entry.stored.name).unlink(missing_ok=True)
+
+
+def _bytes_of(found: Sequence[Found]) -> int:
+    return sum(each.entry.stored.size for each in found)

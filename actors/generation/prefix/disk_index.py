@@ -20,7 +20,7 @@ from mlx_serving.actors.generation.prefix.keys import ID_BYTES
 NAME = "index.sqlite"
 FILES = (NAME, f"{NAME}-wal", f"{NAME}-shm")
 """The list, and what SQLite keeps beside it while it is open."""
-_VERSION = 1
+_VERSION = 2
 _BUSY_SECONDS = 5.0
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS entries (

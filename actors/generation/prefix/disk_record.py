@@ -1,6 +1,7 @@
 """What the disk tier keeps for some tokens, as bytes, and its form as a file: safetensors. Pure but for the file.
 
-A file is written under another name, forced to the disk and renamed, so that one with its final name is whole.
+A file is written under another name, forced to the disk and renamed, so that one with its final name is whole. It is
+read in parts, by as many threads as there are.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 
 PARTIAL = ".partial"
 SUFFIX = ".safetensors"
+PART_BYTES = 4 << 20
+"""What a thread reads and checks at a time. Whole pages."""
+_PAGE = 4096
 
 
 @attrs.frozen(eq=False)
@@ -55,7 +60,7 @@ class Record:
 
 @attrs.frozen
 class Stored:
-    """A file in its folder: name, size and CRC-32 of all its bytes."""
+    """A file in its folder: name, size and `Checksum` of all its bytes."""
 
     name: str
     size: int
@@ -79,39 +84,107 @@ class BrokenFile(Exception):
     """The file is not what was written."""
 
 
+class Checksum:
+    """The CRC-32 of the sums of pages: of each its 64-bit words, of the last one with zeros behind.
+
+    It finds pages that were changed, lost, or come in another order, in a tenth of the time that a CRC of all bytes
+    takes. Pages are summed apart from each other, by any thread.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._value = 0
+
+    def add(self, data: memoryview) -> None:
+        """What comes next, of any length."""
+        if self._rest:
+            missing = _PAGE - len(self._rest)
+            self._rest, data = self._rest + data[:missing], data[missing:]
+            if len(self._rest) < _PAGE:
+                return
+            self._value = zlib.crc32(_page_sums(memoryview(self._rest)), self._value)
+        whole = len(data) - len(data) % _PAGE
+        self._value = zlib.crc32(_page_sums(data[:whole]), self._value)
+        self._rest = bytes(data[whole:])
+
+    @property
+    def value(self) -> int:
+        """Of what was added."""
+        return zlib.crc32(_page_sums(memoryview(self._rest)), self._value)
+
+
+def _page_sums(data: memoryview) -> bytes:
+    """8 bytes for each page."""
+    if len(data) % _PAGE:
+        whole = len(data) - len(data) % _PAGE
+        last = bytes(data[whole:]).ljust(_PAGE, b"\0")
+        return _page_sums(data[:whole]) + _page_sums(memoryview(last))
+    words = np.frombuffer(data, dtype="<u8").reshape(-1, _PAGE // 8)
+    sums: bytes = words.sum(axis=1, dtype="<u8").tobytes()
+    return sums
+
+
 def write_record(folder: Path, record: Record) -> Stored:
     """Write the tensors as a new file of `folder`. Raises OSError, and leaves nothing then."""
     header = _header(record)
     name = secrets.token_hex(16) + SUFFIX
     partial = folder / (name + PARTIAL)
-    checksum = zlib.crc32(header)
+    checksum = Checksum()
     try:
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(header)
-            for tensor in record.tensors:
-                file.write(tensor.data)
-                checksum = zlib.crc32(tensor.data, checksum)
+            for data in (memoryview(header), *(tensor.data for tensor in record.tensors)):
+                file.write(data)
+                checksum.add(data)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(folder / name)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-    return Stored(name, len(header) + record.nbytes, checksum)
+    return Stored(name, len(header) + record.nbytes, checksum.value)
 
 
-def read_content(folder: Path, stored: Stored, memory: Callable[[int], memoryview] = fresh_memory) -> Content:
-    """What a file holds, read into `memory` of its size. Raises BrokenFile when a byte of it is not as written, OSError
-    when it is gone."""
-    with (folder / stored.name).open("rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size != stored.size:
-            raise BrokenFile(f"{stored.name} does not have the size it was written with")
-        content, filled = memory(stored.size), 0
-        while filled < stored.size and (count := file.readinto(content[filled:])):
+class Reading:
+    """A file on its way into memory. Its parts are read in any order, by any thread."""
+
+    def __init__(self, folder: Path, stored: Stored, memory: Callable[[int], memoryview] = fresh_memory) -> None:
+        """Into `memory` of its size. Raises BrokenFile when it does not have that, OSError when it is gone."""
+        self._stored = stored
+        self._file = os.open(folder / stored.name, os.O_RDONLY)
+        try:
+            if os.fstat(self._file).st_size != stored.size:
+                raise BrokenFile(f"{stored.name} does not have the size it was written with")
+            self._content = memory(stored.size)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._sums = [b""] * len(range(0, stored.size, PART_BYTES))
+
+    @property
+    def parts(self) -> range:
+        return range(len(self._sums))
+
+    def read(self, part: int) -> None:
+        """Raises OSError, and BrokenFile when it ends too soon."""
+        begin = part * PART_BYTES
+        wanted = self._content[begin : begin + PART_BYTES]
+        filled = 0
+        while filled < len(wanted):
+            count = os.preadv(self._file, [wanted[filled:]], begin + filled)
+            if not count:
+                raise BrokenFile(f"{self._stored.name} became shorter")
             filled += count
-    if filled < stored.size or zlib.crc32(content) != stored.checksum:
-        raise BrokenFile(f"{stored.name} was changed after it was written")
-    return _parsed(content)
+        self._sums[part] = _page_sums(wanted)
+
+    def content(self) -> Content:
+        """Once all parts are read. Raises BrokenFile when a byte is not as written."""
+        if zlib.crc32(b"".join(self._sums)) != self._stored.checksum:
+            raise BrokenFile(f"{self._stored.name} was changed after it was written")
+        return _parsed(self._content)
+
+    def close(self) -> None:
+        """When nobody reads any more."""
+        os.close(self._file)
 
 
 def _header(record: Record) -> bytes:

@@ -173,8 +173,8 @@ def test_nvrtc_takes_kernels(dtype: mx.Dtype) -> None:
     kinds = [*[(dtype, 4)] * 5, (mx.int32, 1), (mx.float32, 1)]
     assert compiled(parts.text(kinds, constants, [mx.float32, mx.float32], 512), "sm_80")
     chunk = Program("name", inputs, ["out"], chunk_attention._SOURCE, CUDA.header + tensor_cores.FUNCTIONS, "sm_80")
-    template = [("T", dtype), ("HALF", dtype == mx.float16), ("D", 128), ("G", 4), ("WARPS", 4), ("IS_SPLIT", True)]
-    assert compiled(chunk.text(kinds, template, [dtype], 128), "sm_80")
+    template = [("T", dtype), ("HALF", dtype == mx.float16), ("D", 128), ("G", 4), ("WARPS", 8), ("IS_SPLIT", True)]
+    assert compiled(chunk.text(kinds, template, [dtype], 256), "sm_80")
     attention = attention_kernels._BEGINNING + attention_kernels._QUANTISED + attention_kernels._PARTS
     names = attention_kernels._inputs(is_quantised=True)
     parts = Program("name", names, ["sums", "stats"], attention, CUDA.header, "sm_80")

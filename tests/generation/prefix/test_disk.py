@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -22,12 +22,14 @@ from mlx_serving.actors.generation.prefix import disk as disk_module
 from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetched
 from mlx_serving.actors.generation.prefix.disk_index import FILES
 from mlx_serving.actors.generation.prefix.disk_record import (
-    Content,
+    PART_BYTES,
+    BrokenFile,
+    Checksum,
+    Reading,
     Record,
     Stored,
     Tensor,
     fresh_memory,
-    read_content,
     write_record,
 )
 from mlx_serving.actors.generation.prefix.disk_search import Wanted
@@ -82,7 +84,7 @@ def keep(tier: DiskTier, *records: Record) -> None:
 
 
 def fetch(tier: DiskTier, ids: tuple[int, ...], **held: int) -> list[Fetched]:
-    return tier.fetch(Wanted(SPACE, ids, with_blocks=True, with_states=False, **held)).result(60)
+    return list(tier.fetch(Wanted(SPACE, ids, with_blocks=True, with_states=False, **held)))
 
 
 def notes(fetched: list[Fetched]) -> list[tuple[str, int, int]]:
@@ -131,7 +133,7 @@ def test_states_are_found_by_the_longest_exact_prefix_that_blocks_reach(tiers: T
 
     def found(ids: tuple[int, ...], with_blocks: bool, held_state: int = 0) -> list[tuple[str, int, int]]:
         wanted = Wanted(SPACE, ids, with_blocks=with_blocks, with_states=True, state=held_state)
-        return notes(tier.fetch(wanted).result(60))
+        return notes(list(tier.fetch(wanted)))
 
     assert found(IDS, with_blocks=False) == [("state 28", 0, 28)]
     assert found(IDS, with_blocks=True) == [("0-10", 0, 10), ("10-20", 10, 20), ("state 15", 0, 15)]
@@ -147,7 +149,7 @@ def test_a_state_is_worth_the_tokens_behind_the_one_in_memory_however_far_blocks
 
     def found(held_state: int) -> int:
         wanted = Wanted(SPACE, IDS, with_blocks=True, with_states=True, blocks=20, state=held_state)
-        return len(tier.fetch(wanted).result(60))
+        return len(list(tier.fetch(wanted)))
 
     assert found(held_state=14) == 0
     assert found(held_state=0) == 1
@@ -161,13 +163,14 @@ def test_more_than_a_few_threads_read_only_where_no_core_computes(
 ) -> None:
     together, names = threading.Barrier(readers), set()
 
-    def read_together(folder: Path, stored: Stored, memory: Callable[[int], memoryview]) -> Content:
-        together.wait(10)
-        names.add(threading.current_thread().name)
-        return read_content(folder, stored, memory)
+    class ReadTogether(Reading):
+        def read(self, part: int) -> None:
+            together.wait(10)
+            names.add(threading.current_thread().name)
+            super().read(part)
 
     monkeypatch.setattr(disk_module, "usable_cores", lambda: cores)
-    monkeypatch.setattr(disk_module, "read_content", read_together)
+    monkeypatch.setattr(disk_module, "Reading", ReadTogether)
     tier = tiers.open()
     if is_apart:
         tier.read_to(fresh_memory)
@@ -175,6 +178,80 @@ def test_more_than_a_few_threads_read_only_where_no_core_computes(
     keep(tier, *(block(ids, start, start + 1) for start in ids))
     assert len(fetch(tier, ids)) == 2 * readers
     assert len(names) == readers
+
+
+def test_what_is_read_is_there_while_what_follows_it_is_on_its_way(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    class SecondWaits(Reading):
+        def read(self, part: int) -> None:
+            if self._stored.name == late.name:
+                assert goes_on.wait(60)
+            super().read(part)
+
+    tier = tiers.open()
+    keep(tier, block(IDS, 0, 10))
+    keep(tier, block(IDS, 10, 20))
+    late = max(tiers.files(), key=lambda each: each.stat().st_mtime_ns)
+    monkeypatch.setattr(disk_module, "Reading", SecondWaits)
+    fetching = tier.fetch(Wanted(SPACE, IDS, with_blocks=True, with_states=False))
+    arriving = iter(fetching)
+    assert notes([next(arriving)]) == [("0-10", 0, 10)]
+    assert not fetching.done()
+    goes_on.set()
+    assert notes(list(arriving)) == [("10-20", 10, 20)]
+    assert fetching.done()
+
+
+def test_an_error_that_is_not_the_disks_reaches_who_waits(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(nbytes: int) -> memoryview:
+        raise MemoryError(nbytes)
+
+    tier = tiers.open()
+    keep(tier, block(IDS, 0, 10))
+    tier.read_to(no_memory)
+    fetching = tier.fetch(Wanted(SPACE, IDS, with_blocks=True, with_states=False))
+    with pytest.raises(MemoryError):
+        list(fetching)
+    assert fetching.done()
+
+
+@pytest.mark.parametrize("pieces", [[0, 1, 4095, 4096, 4097, 9000, 8192], [30_381]])
+def test_a_checksum_hangs_on_the_bytes_and_not_on_how_they_come(pieces: list[int]) -> None:
+    data = random.Random(1).randbytes(sum(pieces))
+
+    def checksum(content: bytes) -> int:
+        found, begin = Checksum(), 0
+        for size in pieces:
+            found.add(memoryview(content)[begin : begin + size])
+            begin += size
+        return found.value
+
+    whole = Checksum()
+    whole.add(memoryview(data))
+    assert checksum(data) == whole.value
+    changed = [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :] for at in range(0, len(data), 997)]
+    swapped = data[4096:8192] + data[:4096] + data[8192:]
+    assert whole.value not in {checksum(each) for each in (*changed, swapped)}
+
+
+def test_a_file_of_many_parts_is_read_in_any_order(tmp_path: Path) -> None:
+    content = block(IDS, 0, 10, 2 * PART_BYTES + 5000)
+    stored = write_record(tmp_path, content)
+    reading = Reading(tmp_path, stored)
+    assert len(reading.parts) == 3
+    for part in reversed(reading.parts):
+        reading.read(part)
+    assert bytes(reading.content().tensors[0].data) == bytes(content.tensors[0].data)
+    path = tmp_path / stored.name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BrokenFile, match="shorter"):
+        reading.read(2)
+    reading.close()
+    with pytest.raises(BrokenFile, match="size"):
+        Reading(tmp_path, stored)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "emptied", "header", "removed"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from support.engine_driver import Driver, replace_model
 from support.engines import loaded, mlx_lm_greedy
 from support.tiny_models import EOS, make_tiny_model
 
-from mlx_serving.actors.generation.mlx_engine import cache_tensors
+from mlx_serving.actors.generation.mlx_engine import cache_tensors, prefix_cache
 from mlx_serving.actors.generation.mlx_engine.cache_parts import KvBlock
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.generation.mlx_engine.prefix_cache import PrefixCache as PrefixStore
+from mlx_serving.actors.generation.prefix.disk_index import DiskIndex
 from mlx_serving.actors.messages.values import Stopping
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation, PrefixCache
@@ -310,6 +311,39 @@ def test_a_restarted_engine_reads_what_another_one_wrote(
         assert engine.cache_stats().disk_entries == 0
         assert say(driver, prompt)[1] == len(prompt) - 1
     assert list((tmp_path / "prefix").rglob("*.safetensors")) == []
+
+
+def test_what_one_pass_of_a_gpu_takes_is_not_looked_for_on_disk(
+    records: Callable[[str], ModelRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"directory": str(tmp_path / "prefix")}
+    with running(records("llama"), **kept) as (_, driver):
+        answer, _ = say(driver, TEXT)
+    monkeypatch.setitem(prefix_cache._LEAST_FROM_DISK, "cpu", len(TEXT))
+    with running(records("llama"), **kept) as (_, driver):
+        assert say(driver, TEXT) == (answer, 0)
+    with running(records("llama"), **kept) as (engine, driver):
+        assert say(driver, [*TEXT, *TEXT])[1] == engine.cache_stats().disk_hit_tokens == len(TEXT)
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "qwen3_next"])
+def test_blocks_are_of_no_use_without_the_state_behind_them(
+    records: Callable[[str], ModelRecord], tmp_path: Path, name: str
+) -> None:
+    prompt = TEXT * 3
+    kept = {"directory": str(tmp_path / "prefix"), "block_tokens": 64}
+    with running(records(name), **kept) as (_, driver):
+        answer, _ = say(driver, prompt)
+    with closing(DiskIndex(tmp_path / "prefix")) as index:
+        (model,) = (path.name for path in (tmp_path / "prefix").iterdir() if path.is_dir())
+        states = [each.stored.name for each in index.of_model(model) if each.is_state]
+    assert states
+    for each in states:
+        (tmp_path / "prefix" / model / each).write_bytes(b"")
+    with running(records(name), **kept) as (engine, driver):
+        assert say(driver, prompt) == (answer, 0)
+        assert engine.cache_stats().disk_hit_tokens == 0
+        assert engine.cache_stats().dropped > 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "foreign"])
