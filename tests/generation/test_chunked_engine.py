@@ -41,6 +41,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlxEngin
     monkeypatch.setattr(mx, "compile", lambda function: function)
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     monkeypatch.setattr(loading, "widen", lambda model, record: record)
+    monkeypatch.setattr(loading, "in_place_attention", lambda settings: settings.in_place_attention)
     chosen = Generation(
         max_rows=4,
         native_kernels=False,
