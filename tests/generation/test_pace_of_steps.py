@@ -30,7 +30,13 @@ def test_a_time_counts_where_the_step_read_and_the_one_set_going_have_as_much_be
     engine = MlxEngine(record, settings, TextTokenizer.load(record.path))
     engine.load()
     seen: list[int] = []
-    monkeypatch.setattr(PrefillPace, "observe", lambda self, seconds, prefilled, rows, before: seen.append(prefilled))
+    chunks: list[tuple[int, int]] = []
+
+    def observe(self: PrefillPace, seconds: float, prefilled: int, rows: int, before: int) -> None:
+        seen.append(prefilled)
+        chunks.extend([(prefilled, before)] if prefilled else [])
+
+    monkeypatch.setattr(PrefillPace, "observe", observe)
     driver = Driver(engine)
     first = driver.submit([1, 2, 3], GREEDY, Stopping(max_tokens=40, ignore_eos=True))
     driver.run_until(first, 3)
@@ -46,6 +52,7 @@ def test_a_time_counts_where_the_step_read_and_the_one_set_going_have_as_much_be
             assert seen == []
         before = beside
     assert mixed == 3  # the first chunk, the shorter last one, and the step after it
+    assert chunks == [(16, 0), (16, 16)]  # of which each is told with what was before it, not before the next
     engine.close()
 
 
