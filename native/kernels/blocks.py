@@ -8,6 +8,7 @@ not float32, takes mlx-lm's way.
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from typing import Any
 
 import mlx.core as mx
@@ -26,7 +27,6 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
-
 _fused_classes: dict[type, type] = {}
 
 
@@ -41,12 +41,12 @@ def _fused_class(theirs: type) -> type:
     home = sys.modules[theirs.__module__]
 
     class FusedBlock(theirs):  # type: ignore[misc]
-        """A decoder layer. `_fused` holds the operations and the parts they were made of."""
+        """A decoder layer. `_fused` holds the operations and what they were made of."""
 
         def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> Any:
-            block, made_of = self._fused
+            block, makings = self._fused
             attention = self["self_attn"]
-            if x.dtype != mx.float32 or _parts(self) != made_of:
+            if x.dtype != mx.float32 or not makings.are_of(self):
                 return super().__call__(x, mask, cache)
             first = layers.offset_array(0 if cache is None else cache.offset)
             if first is None:
@@ -82,15 +82,17 @@ def fuse(module: Any) -> bool:
     )
     module.__class__ = fused(type(module))
     # Not an entry of the module, which would be taken for a parameter.
-    object.__setattr__(module, "_fused", (block, _parts(module)))
+    object.__setattr__(module, "_fused", (block, Makings(module)))
     return True
 
 
-def unfuse(module: Any) -> None:
-    """Give mlx-lm's class back."""
-    if "_fused" in vars(module):
-        module.__class__ = type(module).__mro__[1]
-        object.__delattr__(module, "_fused")
+def unfuse(module: Any) -> bool:
+    """Give mlx-lm's class back; says whether the layer was one of ours."""
+    if "_fused" not in vars(module):
+        return False
+    module.__class__ = type(module).__mro__[1]
+    object.__delattr__(module, "_fused")
+    return True
 
 
 def places(block: Any) -> list[tuple[Any, str]]:
@@ -98,9 +100,28 @@ def places(block: Any) -> list[tuple[Any, str]]:
     return [*((block["self_attn"], name) for name in _ATTENTION), *((block["mlp"], name) for name in _MLP)]
 
 
-def _parts(block: Any) -> tuple[Any, ...]:
-    """What a layer is made of: the classes of its parts, which adapters change, and the arrays of their weights."""
-    return tuple((type(home[name]), id(home[name].get("weight"))) for home, name in places(block))
+class Makings:
+    """What a decoder layer is made of: its modules, their classes and their arrays.
+
+    All are kept alive, so that nothing is taken for what stood in its place before. A layer is asked about at every
+    step, and therefore compared in C, by numbers.
+    """
+
+    def __init__(self, block: Any) -> None:
+        attention = block["self_attn"]
+        computing = (*(home[name] for home, name in places(block)), *(block[name] for name in _NORMS))
+        self._homes = (attention, block["mlp"], *computing)
+        self._typed = (*computing, attention["rope"])
+        self._parts = self._parts_of(block)
+        self._ids = [*map(id, self._parts)]
+        self._classes = [*map(type, self._typed)]
+
+    def are_of(self, block: Any) -> bool:
+        """Whether the layer is still made of these; adapters, for instance, change it."""
+        return self._ids == [*map(id, self._parts_of(block))] and self._classes == [*map(type, self._typed)]
+
+    def _parts_of(self, block: Any) -> list[Any]:
+        return [*chain.from_iterable(map(dict.values, (block, *self._homes)))]
 
 
 def _linear(layer: Any) -> tuple[list[mx.array], mx.array | None, int, int] | None:

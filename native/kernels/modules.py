@@ -49,6 +49,13 @@ def install(model: Any) -> int:
     return changed + sum(map(blocks.fuse, model.modules()))
 
 
+def fuse_again(model: Any) -> None:
+    """Make the fused layers of `model` anew of the arrays that it has now."""
+    for module in model.modules():
+        if blocks.unfuse(module):
+            blocks.fuse(module)
+
+
 def half_precision_weights(model: Any) -> list[mx.array]:
     """What the layers of ours in `model` read in half precision as exactly as in float32.
 

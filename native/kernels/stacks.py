@@ -27,23 +27,16 @@ class DecoderStack:
         """`model` passed `can_stack`."""
         self._model = model
         layers, attention = model.model.layers, model.model.layers[0].self_attn
-        self._blocks = [layer._fused[0] for layer in layers]
+        self._blocks, makings = zip(*(layer._fused for layer in layers), strict=True)
         self._scale = attention.scale
         self._stack = OPERATIONS.Stack(self._blocks, self._scale)
         self.kv_shape = (attention.n_kv_heads, outputs_of(attention.q_proj) // attention.n_heads)
         """Heads and their size of each layer's keys and values."""
-        self._parts = [
-            (home, name, home[name], type(home[name]), home[name].weight)
-            for layer in layers
-            for home, name in blocks.places(layer)
-        ]
+        self._makings = tuple(zip(layers, makings, strict=True))
 
     def holds(self) -> bool:
         """Whether the layers are still made of what they were: adapters, for instance, change them."""
-        return all(
-            home[name] is part and part.__class__ is kind and part["weight"] is weight
-            for home, name, part, kind, weight in self._parts
-        )
+        return all(makings.are_of(layer) for layer, makings in self._makings)
 
     @property
     def layers(self) -> int:

@@ -15,7 +15,7 @@ from support.stock import own_functions
 
 from mlx_serving.native.kernels import choice, functions
 from mlx_serving.native.kernels.layers import inputs_of, outputs_of
-from mlx_serving.native.kernels.modules import TABLE, half_precision_weights, install, uninstall
+from mlx_serving.native.kernels.modules import TABLE, fuse_again, half_precision_weights, install, uninstall
 from mlx_serving.native.kernels.operations import OPERATIONS
 
 nn: Any = mlx.nn
@@ -158,6 +158,9 @@ def test_weights_that_stay_in_half_precision_give_what_widened_ones_give(bits: i
     assert len(narrow) == (15 if bits is None else 28)
     held = {id(each) for each in narrow}
     model.update(tree_map(lambda each: each if id(each) in held else _widened(each), model.parameters()))
+    assert not any(layer._fused[1].are_of(layer) for layer in model.model.layers)
+    fuse_again(model)
+    assert all(layer._fused[1].are_of(layer) for layer in model.model.layers)
     got = logits(model, 2)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +23,8 @@ pytestmark = [
 ]
 nn: Any = mlx.nn
 LAYERS, KV_HEADS, SIZE, VOCABULARY = 3, 2, 32, 96
+PROJECTIONS = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+NORMS = ["input_layernorm", "post_attention_layernorm"]
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": LAYERS,
@@ -123,14 +127,48 @@ def test_a_layer_that_was_changed_is_noticed() -> None:
     model = tiny(llama, 4, True)
     stack = DecoderStack(model)
     assert stack.holds()
-    layer = model.model.layers[1].self_attn
-    part = layer.q_proj
-    layer.q_proj = nn.Linear(128, 128, bias=False)
+    layer = model.model.layers[1]
+    attention = layer.self_attn
+    part = attention.q_proj
+    attention.q_proj = nn.Linear(128, 128, bias=False)
     assert not stack.holds()
-    layer.q_proj = part
+    attention.q_proj = part
     assert stack.holds()
-    part.weight = mx.array(part.weight)
+    layer.self_attn = copy.copy(attention)
     assert not stack.holds()
+    layer.self_attn = attention
+    assert stack.holds()
+    attention.q_proj.bias = mx.zeros((128,))
+    assert not stack.holds()
+    attention.q_proj.pop("bias")
+    assert stack.holds()
+    attention.rope.__class__, kind = nn.RoPE, type(attention.rope)
+    assert not stack.holds()
+    attention.rope.__class__ = kind
+    assert stack.holds()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *(f"{home}.{part}" for home in PROJECTIONS for part in ("weight", "scales", "biases")),
+        *(f"{norm}.weight" for norm in NORMS),
+    ],
+)
+def test_an_array_that_was_replaced_is_noticed(changed: str) -> None:
+    model = tiny(llama, 4, True)
+    stack = DecoderStack(model)
+    tokens = mx.array([[7, 9, 11]])
+    expected = np.array(model(tokens))
+    layer = model.model.layers[1]
+    path, name = changed.rsplit(".", 1)
+    part = functools.reduce(getattr, path.split("."), layer)
+    replaced = part[name]
+    # Not even where the old array's place in memory is taken by the new one.
+    part[name] = mx.array(replaced + 1 if name == "weight" else 2 * replaced)
+    del replaced
+    assert not stack.holds()
+    assert not np.allclose(np.array(model(tokens)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_of_another_family_or_without_our_layers_is_left_alone() -> None:

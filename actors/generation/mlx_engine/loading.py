@@ -23,7 +23,7 @@ from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation
 from mlx_serving.native import heap
 from mlx_serving.native.kernels import operations
-from mlx_serving.native.kernels.modules import half_precision_weights, install
+from mlx_serving.native.kernels.modules import fuse_again, half_precision_weights, install
 
 _DENSE_SHARE = 0.5
 """Of the memory for weights and caches, what weights that were quantised may take dequantised."""
@@ -110,6 +110,7 @@ def widen(model: Any, record: ModelRecord) -> ModelRecord:
 
     model.update(tree_map(wide, model.parameters()))
     mx.eval(model.parameters())
+    fuse_again(model)
     scale = 2 if record.dtype in ("float16", "bfloat16") else 1
     return attrs.evolve(record, dtype="float32", kv_bytes_per_token=scale * record.kv_bytes_per_token)
 
