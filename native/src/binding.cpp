@@ -1,5 +1,4 @@
 // The Python module `_kernels`. Import mlx.core first: it brings libmlx and the type of its arrays.
-#include <mlx/compile.h>
 #include <mlx/version.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
@@ -28,8 +27,6 @@ using namespace nb::literals;
 NB_MODULE(_kernels, m) {
   m.def("set_threads", &mlx_serving::cpu::set_threads, "count"_a);
   m.def("threads", &mlx_serving::cpu::threads);
-  // Compiled functions then replay their operations one by one, which needs no g++ at run time.
-  m.def("compile_without_fusing", [] { mlx::core::set_compile_mode(mlx::core::CompileMode::no_fuse); });
   m.def("instructions", [] { return std::string(mlx_serving::cpu::kernels().name); });
   m.def("use_instructions", [](const std::string& name) { return mlx_serving::cpu::use_instructions(name.c_str()); });
   m.def("quantized_matmul", &mlx_serving::quantized_matmul, "x"_a, "weight"_a, "scales"_a, "biases"_a, "group_size"_a,
