@@ -1,6 +1,9 @@
 #include "arrays.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 namespace mlx_serving {
 
@@ -43,10 +46,6 @@ void copy_strided(const char* source, char* target, const mx::Shape& shape, cons
   }
 }
 
-}  // namespace
-
-namespace {
-
 mx::array copy_of(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
   mx::array copy(a.shape(), a.dtype(), nullptr, {});
   allocate(copy);
@@ -54,6 +53,20 @@ mx::array copy_of(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
                     item = a.itemsize()] { copy_strided(source, target, shape, strides, item); });
   encoder.add_temporary(copy);
   return copy;
+}
+
+// Whether no two elements are in one place: from the shortest step on, each axis steps over all that is within it.
+bool has_own_places(const mx::array& a) {
+  std::vector<std::pair<int64_t, int64_t>> axes;
+  for (int axis = 0; axis < int(a.ndim()); axis++)
+    if (a.shape(axis) > 1) axes.emplace_back(std::abs(a.strides(axis)), a.shape(axis));
+  std::sort(axes.begin(), axes.end());
+  int64_t reach = 0;
+  for (auto [step, extent] : axes) {
+    if (step <= reach) return false;
+    reach += step * (extent - 1);
+  }
+  return true;
 }
 
 }  // namespace
@@ -64,6 +77,14 @@ mx::array contiguous_input(const mx::array& a, mx::cpu::CommandEncoder& encoder)
 
 mx::array dense_last_axis(const mx::array& a, mx::cpu::CommandEncoder& encoder) {
   return a.strides(-1) == 1 || a.shape(-1) == 1 ? a : copy_of(a, encoder);
+}
+
+void own_places(mx::array a, mx::cpu::CommandEncoder& encoder) {
+  if (a.flags().row_contiguous || (a.strides(-1) == 1 && has_own_places(a))) return;
+  mx::array source(a.shape(), a.dtype(), nullptr, {});
+  source.copy_shared_buffer(a);
+  encoder.add_temporary(source);
+  a.copy_shared_buffer(copy_of(source, encoder));
 }
 
 void allocate_by_token(mx::array& out) {

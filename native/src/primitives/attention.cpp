@@ -70,6 +70,7 @@ class AttendInPlace : public CpuPrimitive {
     const int* lengths = contiguous_input(inputs[5], encoder).data<int>();
     cpu::AttentionShape shape{queries.shape(0), queries.shape(1), keys.shape(1), queries.shape(2), queries.shape(3),
                               inputs[3].shape(2)};
+    for (size_t slab : {3, 4}) own_places(inputs[slab], encoder);
     allocate_by_token(outputs[0]);
     encoder.dispatch([shape, source = heads_of(queries), new_keys = heads_of(keys), new_values = heads_of(values),
                       slab_keys = heads_of(inputs[3]), slab_values = heads_of(inputs[4]), lengths, scale = scale_,

@@ -174,13 +174,17 @@ class RunStack : public CpuPrimitive {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     mx::array x = contiguous_input(inputs[0], encoder);
     size_t layers = blocks_.size();
+    auto slab = [&](size_t at) {
+      own_places(inputs[at], encoder);
+      return heads_of(inputs[at]);
+    };
     std::vector<cpu::StackGroup> groups;
     for (size_t at = 1; at < inputs.size(); at += 1 + 2 * layers) {
       cpu::StackGroup group{inputs[at].shape(0), inputs[at + 1].shape(2),
                             contiguous_input(inputs[at], encoder).data<int>(), {}, {}};
       for (size_t layer = 0; layer < layers; layer++) {
-        group.keys.push_back(heads_of(inputs[at + 1 + layer]));
-        group.values.push_back(heads_of(inputs[at + 1 + layers + layer]));
+        group.keys.push_back(slab(at + 1 + layer));
+        group.values.push_back(slab(at + 1 + layers + layer));
       }
       groups.push_back(std::move(group));
     }

@@ -55,7 +55,7 @@ struct StackSlabs {
 };
 
 // Decoder layers of one shape, one after the other in one operation. Their attention writes the new keys and values
-// into the slabs' own memory: nobody else may read those columns before.
+// into the slabs' own memory, as attend_in_place does: nobody else may read those columns before.
 class Stack {
  public:
   // Throws std::invalid_argument for layers of different shapes. `scale`: of attention.

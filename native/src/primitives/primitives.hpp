@@ -56,7 +56,8 @@ mx::array quantized_slab_attention(const mx::array& queries, const std::vector<m
                                    const std::vector<mx::array>& values, const mx::array& lengths, float scale,
                                    int group_size, int bits);
 // Writes keys and values [rows, kv heads, tokens, size] into the slabs' own memory from column lengths[row] on, then
-// attends as slab_attention does. Nobody else may read those columns before.
+// attends as slab_attention does. Nobody else may read those columns before. A slab whose last axis has gaps, or whose
+// elements share places, gets memory of its own first.
 mx::array attend_in_place(const mx::array& queries, const mx::array& keys, const mx::array& values,
                           const mx::array& slab_keys, const mx::array& slab_values, const mx::array& lengths,
                           float scale);
