@@ -359,6 +359,38 @@ def test_what_stands_behind_a_rows_end_changes_nothing(twin: ModuleType) -> None
     agrees(twin.slab_attention(queries, spoilt, spoilt, lengths, 0.25), expected, mx.float32)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("columns", [1, 40, 700])
+@pytest.mark.parametrize("tokens", [1, 7, 40, 600])
+def test_what_is_not_finite_shows_in_what_attends_to_it(
+    twin: ModuleType, tokens: int, columns: int, value: float
+) -> None:
+    """A score that is NaN or +inf makes the answers that see it NaN; one of -inf is a weight of zero, as in MLX."""
+    columns = max(columns, tokens)
+    place = columns - tokens
+    queries = mx.abs(normal(0, (1, 2, tokens, 16)))
+    keys, values = normal(1, (1, 1, columns, 16)), normal(2, (1, 1, columns, 16))
+    keys[0, 0, place, 3] = value
+    lengths = mx.array([columns], dtype=mx.int32)
+    for found in (
+        twin.attention(queries, keys, values, 0.25, True),
+        twin.slab_attention(queries, keys, values, lengths, 0.25),
+    ):
+        finite = mx.isfinite(found)
+        if value != float("-inf") or columns == 1:
+            assert not mx.any(finite).item()
+        else:
+            # A query that sees nothing but this one has no answer.
+            assert mx.all(finite[:, :, 0 if place > 0 else 1 :]).item()
+    spoilt = mx.array(queries)
+    spoilt[0, 1, tokens - 1, 5] = value
+    keys[0, 0, place, 3] = 0.0
+    finite = mx.isfinite(twin.attention(spoilt, keys, values, 0.25, True))
+    assert mx.all(finite[0, 0]).item()
+    assert mx.all(finite[0, 1, : tokens - 1]).item()
+    assert not mx.any(finite[0, 1, tokens - 1]).item()
+
+
 def test_empty_inputs_give_empty_results(twin: ModuleType) -> None:
     assert twin.matmul(mx.zeros((0, 8)), mx.zeros((4, 8))).shape == (0, 4)
     assert twin.rms_norm(mx.zeros((0, 8)), None, 1e-5).shape == (0, 8)

@@ -114,7 +114,7 @@ void join(const Work& work, long row, long kv_head, Part* parts, long count, voi
     SoftmaxState part = parts[p].state(queries);
     for (long q = 0; q < queries; q++) {
       float most = std::max(whole.most[q], part.most[q]);
-      if (part.most[q] == -INFINITY) continue;
+      if (part.total[q] == 0.0f) continue;
       float kept = std::exp(whole.most[q] - most), added = std::exp(part.most[q] - most);
       whole.most[q] = most;
       whole.total[q] = whole.total[q] * kept + part.total[q] * added;

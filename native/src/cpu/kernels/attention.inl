@@ -1,4 +1,7 @@
 // Attention with a running softmax (Milakov and Gimelshein, 2018): blocks of columns, each seen once.
+//
+// What is not finite stays so: a score that is NaN or +inf makes the row's total NaN, and a row of nothing but -inf has a
+// total of 0, by which its sums are divided.
 
 // scores[c] = query . keys[c], for `count` <= W columns.
 inline void few_scores(const float* query, const float* keys, long stride, long count, long size, float* scores) {
@@ -24,6 +27,8 @@ void attend_few(const float* queries, long rows, long size, const float* keys, l
       few_scores(queries + row * size, keys + c * key_stride, key_stride, count, size, scores + c);
     }
     float most = largest(scores, seen, state.most[row]);
+    bool is_spoilt = is_unbounded(scores, seen);
+    if (most == -INFINITY && !is_spoilt) continue;
     float kept = state.most[row] == most ? 1.0f : std::exp(state.most[row] - most);
     state.most[row] = most;
     for (long c = seen; c % W != 0; c++) scores[c] = -INFINITY;
@@ -34,7 +39,7 @@ void attend_few(const float* queries, long rows, long size, const float* keys, l
     }
     for (long c = seen; c % W != 0; c++) scores[c] = 0.0f;
     for (long c = 0; c < seen; c += W) total = add(total, load(scores + c));
-    state.total[row] = state.total[row] * kept + sum(total);
+    state.total[row] = is_spoilt ? NAN : state.total[row] * kept + sum(total);
     float* out = state.sums + row * size;
     for (long d = 0; d < size;) {
       constexpr int kStep = 4;
@@ -59,6 +64,8 @@ void weigh_tile(float* scores, long columns, long size, const long* visible, Sof
     long seen = visible[row] < columns ? visible[row] : columns;
     if (seen < 0) seen = 0;
     float most = largest(line, seen, state.most[row]);
+    bool is_spoilt = is_unbounded(line, seen);
+    if (most == -INFINITY) seen = 0;
     float kept = state.most[row] == most ? 1.0f : std::exp(state.most[row] - most);
     state.most[row] = most;
     V total = zero();
@@ -75,7 +82,7 @@ void weigh_tile(float* scores, long columns, long size, const long* visible, Sof
       store(line + c, weight);
       total = add(total, weight);
     }
-    state.total[row] = state.total[row] * kept + sum(total);
+    state.total[row] = is_spoilt ? NAN : state.total[row] * kept + sum(total);
     float* out = state.sums + row * size;
     if (kept != 1.0f)
       for (long d = 0; d < size; d += W) store(out + d, mul(load(out + d), set1(kept)));

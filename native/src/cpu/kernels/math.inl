@@ -21,6 +21,18 @@ inline V sigmoid(V x) {
   return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x))));
 }
 
+// Whether one of these is NaN or +inf, which `largest` may pass over and `exp` does not show.
+inline bool is_unbounded(const float* values, long count) {
+  constexpr float kMost = 3.40282347e38f;
+  constexpr uint32_t kAll = (1u << W) - 1;
+  long whole = count / W * W;
+  uint32_t bounded = kAll;
+  for (long i = 0; i < whole; i += W) bounded &= at_least(set1(kMost), load(values + i));
+  bool is_bounded = bounded == kAll;
+  for (long i = whole; i < count; i++) is_bounded &= values[i] <= kMost;
+  return !is_bounded;
+}
+
 inline float largest(const float* values, long count, float least) {
   long whole = count / W * W;
   V most = set1(least);
