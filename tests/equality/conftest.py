@@ -41,9 +41,9 @@ def subjects(
 
     def make(name: str) -> Subject:
         if name == SMOLLM2 or name in FOLDERS:
-            real = name == SMOLLM2
-            record = request.getfixturevalue("smollm2") if real else describe_folder(FOLDERS[name], name, "a folder")
-            return subject_of(name, record, text_prompts(TextTokenizer.load(record.path)), 3, 1, 6 if real else 12)
+            is_folder = name in FOLDERS
+            record = describe_folder(FOLDERS[name], name, "a folder") if is_folder else request.getfixturevalue(name)
+            return subject_of(name, record, text_prompts(TextTokenizer.load(record.path)), 3, 1, 16)
         architecture, bits = QUANTISED_CACHES.get(name, (name, None))
         record = make_tiny_model(tmp_path_factory.mktemp("models") / architecture, architecture)
         return subject_of(name, attrs.evolve(record, context_length=1024), random_prompts(), 6, 3, 16, bits)

@@ -27,7 +27,9 @@ def _ways(name: str) -> dict[str, Way]:
 def _cases() -> list[Any]:
     """A model's ways follow each other, so that its weights are loaded once."""
     return [
-        pytest.param(name, way, marks=pytest.mark.model if name in _REAL else (), id=f"{name}-{title}")
+        pytest.param(
+            name, way, marks=(*way.marks, *([pytest.mark.model] if name in _REAL else [])), id=f"{name}-{title}"
+        )
         for name in [*CONFIGURATIONS, *QUANTISED_CACHES, *_REAL]
         for title, way in _ways(name).items()
     ]

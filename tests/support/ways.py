@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,22 +11,34 @@ from typing import Any
 
 import attrs
 import mlx.core as mx
+import pytest
 from support.eager import eager
 from support.engine_driver import Driver
 from support.free_guide import only_free_guides
 from support.subjects import ROWS, Subject
-from support.tiny_models import make_tiny_model
+from support.tiny_models import CONFIGURATIONS, make_tiny_model
 
+from mlx_serving.actors.generation.mlx_engine import slab_pass
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.generation.mlx_engine.prefix_cache import LEAST_TOKENS
 from mlx_serving.actors.messages.values import Guidance, Sampling, Stopping, pack_ids
 from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.config.schema import MetalOptimizations, PrefixCache, Speculation
+from mlx_serving.native import kernels
 
 Answers = list[list[int]]
 _STATES = ("gemma3_text", "mamba2", "lfm2", "falcon_h1", "qwen3_next")
 """Models whose caches cannot be rolled back: nothing is ever proposed to them."""
 _NOT_DRAFTED = (*_STATES, "smollm2")
+_NOT_COMPILED = (
+    *(name for name in CONFIGURATIONS if name not in ("llama_4bit", "qwen2_4bit")),
+    "llama_4bit with 8-bit caches",
+    "llama_4bit with 4-bit caches",
+)
+"""Models whose keys and values no kernel of the CPU writes in place: their steps are not compiled."""
+_needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or kernels.choice.choice == "pure", reason="nothing can compile steps"
+)
 NEIGHBOURS = (
     Sampling(temperature=0.8, top_p=0.9),
     Sampling(top_k=20, seed=4),
@@ -45,6 +58,7 @@ class Way:
     settings: dict[str, Any] = attrs.field(factory=dict)
     without: tuple[str, ...] = ()
     """Subjects that it is not for."""
+    marks: tuple[pytest.MarkDecorator, ...] = ()
 
     def __call__(self, subject: Subject) -> Answers:
         with subject.engine(**self.settings) as engine:
@@ -129,6 +143,25 @@ def without_compiled_functions(subject: Subject, _: MlxEngine) -> Answers:
             return together(subject, engine)
     finally:
         mx.enable_compile()
+
+
+def with_compiled_steps(subject: Subject, _: MlxEngine) -> Answers:
+    """Layer after layer, as on a GPU: what takes all of them in one operation would leave nothing to compile."""
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slab_pass, "can_stack", lambda model: False)
+        with subject.engine(compile_steps="on") as engine:
+            program = engine._decoding.batch.cache.program  # type: ignore[attr-defined]
+            step: Callable[..., mx.array] = program._compiled_step
+
+            def noted(tokens: mx.array, *rest: Any) -> mx.array:
+                calls.append(tokens.shape)
+                return step(tokens, *rest)
+
+            patch.setattr(program, "_compiled_step", noted)
+            answers = from_one_to_many_to_one(subject, engine)
+    assert len(calls) >= subject.tokens
+    return answers
 
 
 def from_memory(subject: Subject, engine: MlxEngine) -> Answers:
@@ -259,6 +292,7 @@ WAYS = {
     "from one to many to one": Way(from_one_to_many_to_one),
     "without native kernels": Way(together, {"native_kernels": False}),
     "without compiled functions": Way(without_compiled_functions),
+    "with compiled steps": Way(with_compiled_steps, without=_NOT_COMPILED, marks=(_needs_compiler,)),
     "host and device in turns": Way(together, {"metal_optimizations": MetalOptimizations(blit_queue=False)}),
     "without a memory pool": Way(
         from_one_to_many_to_one, {"metal_optimizations": MetalOptimizations(memory_pool=False)}
@@ -287,6 +321,8 @@ MAIN_WAYS = (
     "beside one that runs",
     "among sampled neighbours",
     "without native kernels",
+    "with compiled steps",
+    "two steps ahead",
     "from short blocks of the prefix cache",
     "from disk after a restart",
     "speculating from the text",
