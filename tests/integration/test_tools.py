@@ -120,7 +120,11 @@ def test_without_tools_or_with_none_chosen_nothing_is_parsed(client: OpenAI) -> 
         model="caller", messages=MESSAGES, tools=[WEATHER], tool_choice="none", temperature=0, max_tokens=8
     )
     assert none.choices[0].message.content == plain.choices[0].message.content
-    assert none.usage == plain.usage or none.usage is not None
+    assert none.usage is not None
+    assert plain.usage is not None
+    # The tools are not written into the prompt either.
+    assert none.usage.prompt_tokens == plain.usage.prompt_tokens
+    assert none.usage.completion_tokens == plain.usage.completion_tokens
 
 
 def test_reasoning_is_ended_at_its_budget_and_stands_apart(client: OpenAI) -> None:
