@@ -22,17 +22,22 @@ def kernels() -> Extension | None:
     if mlx is None or nanobind is None or not mlx.submodule_search_locations:
         return None
     package, binding = Path(next(iter(mlx.submodule_search_locations))), Path(str(nanobind.origin)).parent
+    headers = (package / "include", binding / "include", binding / "ext/robin_map/include")
     # libmlx is in the process already when the module is imported after mlx.core; the path is for tools.
     origin = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
     return Extension(
         "mlx_serving.native._kernels",
         [*map(str, sorted(SOURCES.rglob("*.cpp"))), str(binding / "src/nb_combined.cpp")],
         depends=[str(path) for end in ("hpp", "inl") for path in sorted(SOURCES.rglob(f"*.{end}"))],
-        include_dirs=[str(package / "include"), str(binding / "include"), str(binding / "ext/robin_map/include")],
         library_dirs=[str(package / "lib")],
         libraries=["mlx"],
         define_macros=[("NB_DOMAIN", "mlx"), ("NDEBUG", None)],
-        extra_compile_args=["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-fno-strict-aliasing", "-w"],
+        # Warnings are of our sources: headers of others are the system's. GCC warns of its own intrinsics.
+        extra_compile_args=[
+            *(part for folder in headers for part in ("-isystem", str(folder))),
+            *("-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-fno-strict-aliasing", "-Wall", "-Wextra"),
+            *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+        ],
         extra_link_args=[f"-Wl,-rpath,{origin}/../../mlx/lib"],
         language="c++",
         optional=True,

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "native/src/cpu"
-FLAGS = ["-std=c++20", "-O0", "-w", "-fno-strict-aliasing", "-fsanitize=address,undefined"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-std=c++20", "-O0", *WARNINGS, "-fno-strict-aliasing", "-fsanitize=address,undefined"]
 
 
 @pytest.mark.slow

@@ -207,7 +207,7 @@ void attend_tile(const Work& work, const Panels& panels, long row, long kv_head,
   for (long q = 0; q < count; q++) work.load_query(row, kv_head, first + q, queries + q * size);
   k.pack_left(queries, size, count, 0, size, packed);
   long last = std::min(work.visible(row, first + count - 1) - panels.begin, panels.columns);
-  long visible[16];
+  long visible[kMostTileRows];
   for (long block = 0; block < last; block += kTileColumns) {
     for (long q = 0; q < tile; q++)
       visible[q] = q < count ? work.visible(row, first + q) - panels.begin - block : 1;

@@ -71,6 +71,9 @@ struct Adjustment {
   float repetition, presence, frequency;
 };
 
+// Rows of a packed left operand, at most, in any instruction set.
+constexpr int kMostTileRows = 16;
+
 // Columns that attend_few takes at once.
 constexpr long kFewColumns = 64;
 

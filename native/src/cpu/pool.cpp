@@ -32,7 +32,7 @@ inline void relax() {
 
 struct Pool {
   std::mutex entry;
-  int wanted = 1;
+  std::atomic<int> wanted{1};
   int started = 1;
 
   ChunkFunction function = nullptr;
@@ -82,23 +82,40 @@ struct Pool {
     return now;
   }
 
+  // While it lives, there may be chunks to take. When it ends, also by a chunk of the caller's that threw, no other thread is
+  // inside.
+  class OpenTurn {
+   public:
+    explicit OpenTurn(Pool& pool) : pool_(pool), closed_(pool.turn.load(std::memory_order_relaxed) + 2) {
+      pool_.turn.store(closed_ - 1);
+      if (pool_.asleep.load() > 0) pool_.turn.notify_all();
+    }
+    OpenTurn(const OpenTurn&) = delete;
+    OpenTurn& operator=(const OpenTurn&) = delete;
+    ~OpenTurn() {
+      pool_.turn.store(closed_);
+      for (int spin = 0; pool_.inside.load() > 0; spin++) {
+        if (spin < kCallerSpins) relax();
+        else std::this_thread::yield();
+      }
+    }
+
+   private:
+    Pool& pool_;
+    unsigned closed_;
+  };
+
+  // By the one thread that holds `entry`.
   void run(int count, ChunkFunction chunk_function, void* chunk_context) {
     function = chunk_function;
     context = chunk_context;
-    sharing = std::min(started, std::min(wanted, count));
+    sharing = std::min({started, wanted.load(), count});
     for (int i = 0; i < sharing; i++) {
       shares[i].end = int(long(count) * (i + 1) / sharing);
       shares[i].next.store(int(long(count) * i / sharing), std::memory_order_relaxed);
     }
-    unsigned now = turn.load(std::memory_order_relaxed);
-    turn.store(now + 1);
-    if (asleep.load() > 0) turn.notify_all();
+    OpenTurn open(*this);
     take(0);
-    turn.store(now + 2);
-    for (int spin = 0; inside.load() > 0; spin++) {
-      if (spin < kCallerSpins) relax();
-      else std::this_thread::yield();
-    }
   }
 };
 
@@ -127,9 +144,9 @@ int threads() {
 
 void run_chunks(int chunks, ChunkFunction function, void* context) {
   Pool& shared = pool();
-  if (chunks > 1 && shared.wanted > 1 && shared.entry.try_lock()) {
+  std::unique_lock<std::mutex> hold(shared.entry, std::defer_lock);
+  if (chunks > 1 && shared.wanted > 1 && hold.try_lock()) {
     shared.run(chunks, function, context);
-    shared.entry.unlock();
     return;
   }
   for (int chunk = 0; chunk < chunks; chunk++) function(context, chunk);

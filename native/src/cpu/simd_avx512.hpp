@@ -1,4 +1,4 @@
-// Sixteen lanes. Included between TARGET_BEGIN and TARGET_END of kernels_avx512.cpp alone.
+// Sixteen lanes. Included where kernels_avx512.cpp has switched its instructions on.
 #pragma once
 
 #include "types.hpp"

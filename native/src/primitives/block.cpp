@@ -100,6 +100,7 @@ class BlockWeights {
   void frequencies(const BlockParameters& given) {
     int half = given.rope_dims / 2;
     require(given.base.has_value() != given.freqs.has_value(), "either base or freqs must be given");
+    require(!given.base || *given.base > 0.0f, "base must be positive");
     if (given.freqs) {
       require(given.freqs->ndim() == 1 && given.freqs->shape(0) == half, "freqs must be [rope_dims / 2]");
       mx::array freqs = keep(*given.freqs, mx::float32);

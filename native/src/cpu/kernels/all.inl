@@ -11,6 +11,7 @@ namespace {
 #include "product.inl"
 #include "attention.inl"
 #include "draw.inl"
+static_assert(kTileRows <= kMostTileRows);
 }  // namespace
 
 #define MLX_SERVING_TABLE(NAME)                                                                                      \
