@@ -1,11 +1,16 @@
 """Sampled answers follow the model's distribution exactly, whichever way they are made.
 
-Thousands of short answers are drawn in one batch, each with a seed of its own, and held against the exact
-probability of every answer by a chi-square test. The seeds are fixed: the outcome never varies.
+Thousands of short answers are drawn in one batch, and held against the exact probability of every answer by a
+chi-square test. Each has a seed of its own, so that it replays the plain draw, or none, so that what a draft model
+proposes to it is accepted or rejected by chance. Seeds, and keys of answers without one, are fixed: the outcome never
+varies.
 """
 
 from __future__ import annotations
 
+import random
+import secrets
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,7 +28,10 @@ from support.engines import loaded
 from support.reference_sampler import Answer, Floats, surprise
 from support.tiny_models import make_tiny_model
 
+from mlx_serving.actors.generation.mlx_engine import draft_model, rejection
+from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.messages.values import Sampling, Stopping
+from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.config.schema import Generation, Speculation
 
@@ -87,6 +95,33 @@ def logits_after(record: ModelRecord) -> Callable[[Answer], Floats]:
     return logits
 
 
+@attrs.frozen
+class Drawn:
+    """The answers of each way to sample, and what became of the tokens that a draft model proposed for them."""
+
+    answers: dict[str, list[Answer]]
+    accepted: int
+    rejected: int
+    drafted: int
+    """Of all sources."""
+
+
+def drawn(engine: MlxEngine, case: Case, is_seeded: bool = True) -> Drawn:
+    driver = Driver(engine)
+    asked: dict[str, list[int]] = {name: [] for name in case.samplings}
+    stopping = Stopping(case.tokens, ignore_eos=True)
+    for seed in range(DRAWS):
+        for name, chosen in case.samplings.items():
+            each = attrs.evolve(chosen, seed=seed if is_seeded else None)
+            asked[name].append(driver.submit(PROMPT, each, stopping))
+    drafted = sum(report.drafted for report in driver.run())
+    engine.close()
+    counts = [collected.end.drafts for collected in driver.sequences.values() if collected.end is not None]
+    assert len(counts) == DRAWS * len(case.samplings)
+    answers = {name: [tuple(driver.sequences[each].ids) for each in ids] for name, ids in asked.items()}
+    return Drawn(answers, sum(each.accepted for each in counts), sum(each.rejected for each in counts), drafted)
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_sampled_answers_follow_the_exact_distribution(
     record: ModelRecord, draft: ModelRecord, logits_after: Callable[[Answer], Floats], case: Case
@@ -95,18 +130,85 @@ def test_sampled_answers_follow_the_exact_distribution(
     engine = loaded(record, settings, draft if settings.speculation.mode == "draft" else None)
     if settings.speculation.mode != "off":
         eager(engine)
-    driver = Driver(engine)
-    asked: dict[str, list[int]] = {name: [] for name in case.samplings}
-    for seed in range(DRAWS):
-        for name, sampling in case.samplings.items():
-            stopping = Stopping(case.tokens, ignore_eos=True)
-            asked[name].append(driver.submit(PROMPT, attrs.evolve(sampling, seed=seed), stopping))
-    drafted = sum(report.drafted for report in driver.run())
-    engine.close()
-    assert (drafted > DRAWS) == (settings.speculation.mode != "off")
-    for name, ids in asked.items():
+    found = drawn(engine, case)
+    assert (found.drafted > DRAWS) == (settings.speculation.mode != "off")
+    for name, answers in found.answers.items():
         exact = reference_sampler.answers(logits_after, case.samplings[name], PROMPT, case.tokens)
-        assert surprise([tuple(driver.sequences[each].ids) for each in ids], exact) < MOST_SURPRISE, name
+        assert surprise(answers, exact) < MOST_SURPRISE, name
+
+
+@pytest.fixture(scope="module")
+def alike(record: ModelRecord, tmp_path_factory: pytest.TempPathFactory) -> ModelRecord:
+    """The model with other weights, but not by much: the same tokens are likely, with other probabilities."""
+    folder: Path = tmp_path_factory.mktemp("models") / "alike"
+    shutil.copytree(record.path, folder)
+    weights: Any = mx.load(str(folder / "model.safetensors"))
+    mx.random.seed(1)
+    moved = {name: each + 0.1 * mx.std(each) * mx.random.normal(each.shape) for name, each in weights.items()}
+    mx.eval(moved)  # before the file is written that they are read from
+    mx.save_safetensors(str(folder / "model.safetensors"), moved, {"format": "mlx"})
+    return describe_folder(folder, "alike", "random weights")
+
+
+@pytest.fixture
+def same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without a seed get the same keys in every run."""
+    monkeypatch.setattr(secrets, "randbits", random.Random(8).getrandbits)
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many places were judged by chance, call by call."""
+    counts: list[int] = []
+    judge = rejection.judged
+
+    def noted(weights: mx.array, drafts: mx.array, *rest: mx.array) -> mx.array:
+        counts.append(drafts.size)
+        return judge(weights, drafts, *rest)
+
+    monkeypatch.setattr(rejection, "judged", noted)
+    return counts
+
+
+UNSEEDED = Case(
+    {"max_rows": 24, "speculation": Speculation(mode="draft", max_tokens=3)},
+    {"one of two": Sampling(top_k=2, temperature=0.7)},
+    tokens=6,
+)
+
+
+def surprise_of_unseeded(record: ModelRecord, alike: ModelRecord, logits_after: Callable[[Answer], Floats]) -> float:
+    """Of answers without a seed, for which many proposals were accepted and many rejected."""
+    found = drawn(eager(loaded(record, Generation(**UNSEEDED.settings), alike)), UNSEEDED, is_seeded=False)
+    assert found.accepted > DRAWS // 2
+    assert found.rejected > DRAWS // 2
+    ((name, answers),) = found.answers.items()
+    chosen = UNSEEDED.samplings[name]
+    return surprise(answers, reference_sampler.answers(logits_after, chosen, PROMPT, UNSEEDED.tokens))
+
+
+@pytest.mark.usefixtures("same_keys")
+def test_answers_without_a_seed_follow_the_exact_distribution(
+    record: ModelRecord, alike: ModelRecord, logits_after: Callable[[Answer], Floats], judged: list[int]
+) -> None:
+    assert surprise_of_unseeded(record, alike, logits_after) < MOST_SURPRISE
+    assert sum(judged) > DRAWS
+
+
+@pytest.mark.usefixtures("same_keys")
+def test_the_test_notices_what_a_draft_model_did_not_draw_with(
+    record: ModelRecord, alike: ModelRecord, logits_after: Callable[[Answer], Floats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = draft_model._Drawing.probabilities
+
+    def steeper(drawing: Any, places: Any) -> mx.array:
+        """As if drawn at half the temperature."""
+        drawn_with = true(drawing, places)
+        assert drawn_with is not None
+        return drawn_with**2 / (drawn_with**2).sum(axis=-1, keepdims=True)
+
+    monkeypatch.setattr(draft_model._Drawing, "probabilities", steeper)
+    assert surprise_of_unseeded(record, alike, logits_after) > MOST_SURPRISE
 
 
 def test_the_test_notices_a_distribution_that_is_slightly_off(logits_after: Callable[[Answer], Floats]) -> None:
