@@ -82,7 +82,8 @@ def _slow_reader(run: Run) -> dict[str, Any]:
 
 def _startup(run: Run) -> dict[str, Any]:
     with peer_folder(run.folder()) as folder:
-        recipes = [ours(run.model), mlx_lm_server(folder)]
+        # Of another run's prompts nothing may be known.
+        recipes = [ours(run.model, {"GENERATION__PREFIX_CACHE__ENABLED": "false"}), mlx_lm_server(folder)]
         return measure_startup(recipes, run.size.help_runs, run.size.server_runs, run.out)
 
 

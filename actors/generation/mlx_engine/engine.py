@@ -454,12 +454,12 @@ class MlxEngine:
         self._prompts.waiting.extendleft(reversed(rows))
 
     def _rest(self) -> None:
-        """With no row left, nothing of the last ones stays in memory but what the pool may hold."""
+        """With no row left, nothing of the last ones stays in memory but what the pool may hold. What the allocator keeps
+        is returned by `rest`, a little later: the last tokens do not wait for it."""
         if not self._rows:
             self._leave_prefixes()
             self._decoding.drop(self._pool_bytes)
             self._reuse.rest()
-            loading.return_memory()
 
     def _is_cleared(self, row: Row) -> bool:
         """Decode one token of a suspect alone; it fails here, or may join the others."""
