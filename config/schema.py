@@ -211,12 +211,12 @@ class MetalOptimizations:
 
     memory_pool: bool = setting(
         True,
-        "Where slabs of keys and values are written in place: allocate them ahead, and keep them for the next rows "
-        "when rows leave.",
+        "Where slabs of keys and values are written in place: allocate them ahead, and keep as much of them for the "
+        "next rows when rows leave.",
     )
     memory_pool_bytes: int = setting(
         256 << 20,
-        "Most bytes of slabs that are held without rows; on CUDA at least what max_rows short ones take, up to an "
+        "Bytes up to which slabs are kept that no row uses; on CUDA at least what max_rows short ones take, up to an "
         "eighth of the memory for keys and values.",
         minimum=0,
     )
@@ -289,7 +289,12 @@ class Generation:
     max_adapters: int = setting(
         8, "LoRA adapters that a replica keeps loaded; more only while rows use them all.", minimum=1
     )
-    kv_bytes: int = setting(0, "Budget of cached keys and values; 0 derives it from memory_fraction.", minimum=0)
+    kv_bytes: int = setting(
+        0,
+        "Budget of cached keys and values; 0 derives it from memory_fraction. A request counts with the room of a row "
+        "as long as it may get (docs/models.md).",
+        minimum=0,
+    )
     cache_limit_bytes: int = setting(1 << 30, "What MLX's allocator may keep for reuse.", minimum=0)
     memory_limit_bytes: int = setting(
         0, "From so much on MLX's allocator waits for running work before it takes more; 0 leaves MLX's own.", minimum=0

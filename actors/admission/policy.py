@@ -149,6 +149,7 @@ def cache_salt(asked: GenerationRequested, limits: Admission) -> str:
 
 
 def _predicted_bytes(prompt_tokens: int, new_tokens: int, model: ModelInfo, budget: int) -> int:
+    """The room of its row. Where that alone is more than the budget, its tokens may still fit: then it runs alone."""
     kv_bytes = (prompt_tokens + new_tokens) * model.kv_bytes_per_token
     if kv_bytes > budget:
         raise ContextOverflow(
@@ -156,7 +157,7 @@ def _predicted_bytes(prompt_tokens: int, new_tokens: int, model: ModelInfo, budg
             f"server has {budget >> 20} MiB; shorten the prompt or lower max_tokens",
             field="max_tokens",
         )
-    return kv_bytes
+    return model.cache_bytes(prompt_tokens + new_tokens)
 
 
 def _check_prompt(asked: GenerationRequested, prompt_ids: list[int], model: ModelInfo) -> None:

@@ -123,7 +123,7 @@ class Warming:
             text = f"warm prompt {job.prompt.name}: {len(ids)} tokens leave no room in {served.info.context_length}"
             self._failed(job, ErrorInfo(ContextOverflow.code, text, model=job.model))
         else:
-            self._queue(job, ids, len(ids) * served.info.kv_bytes_per_token)
+            self._queue(job, ids, served.info.cache_bytes(len(ids)))
 
     def _queue(self, job: _Job, ids: list[int], kv_bytes: int) -> None:
         sequence = SequenceQueued(

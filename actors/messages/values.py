@@ -245,6 +245,9 @@ class ModelInfo:
     """What a loaded model is. `kv_bytes_per_token` predicts the cache; `path` is its folder on this machine;
     `kernels` says what computes it: `mlx`, or `native` and the instruction set of our own kernels.
 
+    `capacities` are what rows are given room for, in tokens, ascending: each the least that is enough. Where there is
+    none, for as many as they have.
+
     A cache that is not `is_trimmable` cannot be cut back: its prefixes are checkpointed where a message ends.
     """
 
@@ -261,6 +264,12 @@ class ModelInfo:
     fingerprint: str = ""
     is_trimmable: bool = True
     kernels: str = ""
+    capacities: tuple[int, ...] = ()
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Room for a row that grows to so many tokens."""
+        room = next((capacity for capacity in self.capacities if capacity >= tokens), tokens)
+        return room * self.kv_bytes_per_token
 
 
 @attrs.frozen

@@ -89,6 +89,14 @@ def test_the_answer_is_bounded_by_the_context() -> None:
     assert sequence.prompt_ids == pack_ids([1] * 90)
 
 
+def test_a_row_counts_with_the_room_it_is_given() -> None:
+    model = attrs.evolve(MODEL, capacities=(32, 64, 128))
+    request_ = asked(stopping=Stopping(max_tokens=10))
+    made = [sequences(request_, Prompt([1] * count), model, 650, LIMITS, 0.0, 9.0) for count in (22, 23, 54, 55)]
+    # The last one has room for more than the budget: it runs alone.
+    assert [sequence.kv_bytes for (sequence,) in made] == [320, 640, 640, 1280]
+
+
 def test_a_prediction_goes_with_every_choice_as_far_as_an_answer_can_reach() -> None:
     made = sequences(asked(n=2, speculation=False), Prompt([1], prediction=[7] * 200), MODEL, 10**6, LIMITS, 0.0, 9.0)
     assert [sequence.prediction_ids for sequence in made] == [pack_ids([7] * 100)] * 2

@@ -104,7 +104,9 @@ class MlxEngine:
         self._decoding.speculator = self._make_speculator()
         if vocabulary.is_alive():
             vocabulary.join()
-        info = attrs.evolve(self._record.info(), is_trimmable=not self._reuse.needs_segments, kernels=kernels)
+        capacities = self._decoding.batch.cache.capacities(self._record.context_length)
+        is_trimmable = not self._reuse.needs_segments
+        info = attrs.evolve(self._record.info(), is_trimmable=is_trimmable, kernels=kernels, capacities=capacities)
         return info, self._limits
 
     def _read_vocabulary(self) -> threading.Thread:

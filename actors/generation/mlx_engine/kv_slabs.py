@@ -1,8 +1,9 @@
 """Keys and values of rows of similar length: for each layer one slab [slots, heads, capacity, head size].
 
 Row i of a group is in slot i, its tokens in columns 0 to its length, so every row is written at its own end and
-rolled back by a smaller length. What stands behind a row's end is stale and masked. Slots double when they run out
-and are reused after; a row that leaves is replaced by the last one, which is the only one copied.
+rolled back by a smaller length. What stands behind a row's end is stale and masked. Slots double when they run out,
+which copies the whole group, and are reused after; a row that leaves is replaced by the last one, and only that one is
+copied.
 """
 
 from __future__ import annotations
@@ -64,6 +65,12 @@ class LayerSlab:
 
         self.keys, self.values = tree_map(grown, self.keys), tree_map(grown, self.values)
 
+    def shrink(self, slots: int) -> None:
+        def first(part: mx.array) -> mx.array:
+            return prompt_caches.copied(part[:slots])
+
+        self.keys, self.values = tree_map(first, self.keys), tree_map(first, self.values)
+
     def append(self, keys: Slab, values: Slab, column: int | mx.array) -> None:
         """Write new tokens, [rows, heads, tokens, head size], to each row, from one column on or at those of
         [rows * tokens]."""
@@ -108,6 +115,14 @@ class SlabGroup:
         return sum(part.nbytes for part in parts)
 
     @property
+    def slot_bytes(self) -> int:
+        """Of the slabs of all layers, allocated or not."""
+        parts: list[mx.array] = []
+        for like in self._templates:
+            tree_map(parts.append, (like.keys, like.values))
+        return sum(part.nbytes // part.shape[2] for part in parts) * self.capacity
+
+    @property
     def arrays(self) -> list[Slab]:
         return [side for layer in self.layers for side in (layer.keys, layer.values)]
 
@@ -125,6 +140,15 @@ class SlabGroup:
             self.slots = 1 << (needed - 1).bit_length()
             for layer in self.layers:
                 layer.grow(self.slots)
+
+    def shrink(self) -> None:
+        """Give up half of the slots or more, if a quarter of them would do for the rows that there are."""
+        if 4 * len(self.lengths) > self.slots:
+            return
+        self.slots = 2 << (len(self.lengths) - 1).bit_length()
+        for layer in self.layers:
+            layer.shrink(self.slots)
+        prompt_caches.start(self.arrays)
 
     def add(self, caches: Caches, length: int) -> None:
         """Copy one row in, behind the others. The first one's caches become the slabs, if they have their form."""

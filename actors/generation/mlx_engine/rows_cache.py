@@ -46,6 +46,10 @@ class RowsCache(Protocol):
         """Memory of the caches of all rows."""
         ...
 
+    def capacities(self, longest: int) -> tuple[int, ...]:
+        """What rows of up to so many tokens are given room for, in tokens, ascending; empty: for what they have."""
+        ...
+
     def fresh(self) -> RowsCache:
         """Another one, without rows."""
         ...
@@ -116,6 +120,9 @@ class MergedRows:
     @property
     def nbytes(self) -> int:
         return sum(cache.nbytes for cache in self._caches)
+
+    def capacities(self, longest: int) -> tuple[int, ...]:
+        return ()
 
     def fresh(self) -> MergedRows:
         return MergedRows(self._model)

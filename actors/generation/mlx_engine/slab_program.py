@@ -79,6 +79,11 @@ class Program:
         """Tokens a row that a pass in place may have, 0 if there is none."""
         return self.kernel.most_tokens if self.kernel is not None else 0
 
+    @property
+    def joins_groups(self) -> bool:
+        """Whether a pass takes all groups of rows in one operation: then a further one costs little."""
+        return self.kernel is not None and self.kernel.stack is not None
+
     def padded(self, tokens: int) -> int:
         """Tokens a row that a pass had better have which needs so many."""
         wider = [width for width in COMPILED_WIDTHS if tokens <= width <= self.widest] if self.is_compiled else []

@@ -1,7 +1,13 @@
 """Rows in slabs, in groups by length: a long row makes no short one pay, in memory or in time.
 
-A group's capacity is one of a geometric series; a row that fills its group moves to the next one, which copies
-that row alone. The rows of a batch are those of the first group, then those of the next longer one, and so on.
+A group's capacity is one of a series; a row that fills its group moves to one of the next capacity, which copies that
+row alone. The rows of a batch are those of the first group, then those of the next longer one, and so on.
+
+Where one operation takes all groups (`Program.joins_groups`), a further one costs little: capacities are close to what
+rows need, and a group of long rows that would have to copy much in order to grow is left as it is, a further one of its
+capacity follows. Elsewhere each group is operations of its own, compiled ones for its shapes: capacities are few, and
+there is one group of each. Slots double, and halve once three in four are free; a group without rows goes. Only what
+the memory pool holds stays in any case.
 """
 
 from __future__ import annotations
@@ -9,6 +15,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +40,11 @@ _log = structlog.get_logger(actor="engine")
 
 SMALLEST_CAPACITY = 512
 CAPACITY_FACTOR = 4
+_SHORT, _STEPS_TO_TWICE = 2048, 4
+"""Where capacities are close: up to that of short rows each is twice the one before, further on there are so many from
+one power of two to the next."""
+_MOST_COPIED = 32 << 20
+"""Bytes of a group of longer rows that are copied for it to grow, where another group would do."""
 _REHEARSED_CAPACITIES = tuple(SMALLEST_CAPACITY * CAPACITY_FACTOR**more for more in (0, 1, 2))
 _WORDS, _DIGITS, _PROBED = 1200, (3, 1, 4, 1, 5), 5
 _TOLERANCE = 0.05
@@ -45,6 +57,17 @@ def capacity_for(tokens: int) -> int:
     while capacity < tokens:
         capacity *= CAPACITY_FACTOR
     return capacity
+
+
+def close_capacity_for(tokens: int) -> int:
+    """The smallest capacity of the closer series that holds so many."""
+    capacity = SMALLEST_CAPACITY
+    while capacity < tokens:
+        capacity *= 2
+    if capacity <= _SHORT:
+        return capacity
+    step = capacity // (2 * _STEPS_TO_TWICE)
+    return -(-tokens // step) * step
 
 
 def rehearsed_capacities(longest: int) -> list[int]:
@@ -63,6 +86,9 @@ class SlabRows:
         self.templates = templates
         self.form = form
         self._groups: list[SlabGroup] = []
+        self._presized: SlabGroup | None = None
+        self._most_unused = 0
+        self._capacity_for = close_capacity_for if program.joins_groups else capacity_for
 
     @property
     def is_compiled(self) -> bool:
@@ -84,6 +110,12 @@ class SlabRows:
     def nbytes(self) -> int:
         return sum(group.nbytes for group in self._groups)
 
+    def capacities(self, longest: int) -> tuple[int, ...]:
+        found = [self._capacity_for(1)]
+        while found[-1] < longest:
+            found.append(self._capacity_for(found[-1] + 1))
+        return tuple(found)
+
     def fresh(self) -> SlabRows:
         return SlabRows(self.program, self.templates, self.form)
 
@@ -101,6 +133,7 @@ class SlabRows:
         """Allocate what `rows` short rows need, or as much of it as the bytes allow, if slabs are written in place."""
         if not self.writes_in_place:
             return
+        self._most_unused = most_bytes
         group = SlabGroup(SMALLEST_CAPACITY, self.form, self.templates)
         group.allocate(1)
         slots = 1
@@ -109,7 +142,7 @@ class SlabRows:
         if group.nbytes <= most_bytes:
             group.allocate(slots)
             mx.eval(group.arrays)
-            self._groups = [group]
+            self._groups, self._presized = [group], group
 
     def rehearse(self, rows: int, longest: int) -> None:
         """With the slabs that there are."""
@@ -143,12 +176,12 @@ class SlabRows:
     def join(self, added: Sequence[Caches]) -> Order:
         self._settle()
         tags = self._tags()
-        count = sum(map(len, tags.values()))
+        count = len(self.lengths)
         for number, caches in enumerate(added):
             length = caches[0].offset
-            group = self._group(capacity_for(length + 1))
+            group = self._group_for(self._capacity_for(length + 1))
             group.add(caches, length)
-            tags.setdefault(group.capacity, []).append(count + number)
+            tags.setdefault(group, []).append(count + number)
         return self._flat(tags)
 
     def keep(self, indices: Sequence[int]) -> Order:
@@ -156,12 +189,10 @@ class SlabRows:
         tags = self._tags()
         kept = set(indices)
         for group in self._groups:
-            order = tags[group.capacity]
-            for slot in reversed(range(len(order))):
-                if order[slot] not in kept:
-                    group.remove(slot)
-                    order[slot] = order[-1]
-                    order.pop()
+            for slot in reversed(range(len(group.lengths))):
+                if tags[group][slot] not in kept:
+                    _remove(group, slot, tags[group])
+        self._free_unused()
         return self._flat(tags)
 
     def take(self, index: int) -> Caches:
@@ -180,19 +211,18 @@ class SlabRows:
         self._settle()
         tags = self._tags()
         for group in list(self._groups):
-            order = tags[group.capacity]
-            longer = [capacity_for(length + tokens) for length in group.lengths if length + tokens > group.capacity]
-            for capacity in set(longer):
-                self._group(capacity).make_room(longer.count(capacity))
-            for slot in reversed(range(len(order))):
+            longer = [self._capacity_for(each + tokens) for each in group.lengths if each + tokens > group.capacity]
+            left = Counter(longer)
+            for slot in reversed(range(len(group.lengths))):
                 length = group.lengths[slot]
                 if length + tokens > group.capacity:
-                    larger = self._group(capacity_for(length + tokens))
+                    capacity = self._capacity_for(length + tokens)
+                    larger = self._group_for(capacity, left[capacity])
+                    left[capacity] -= 1
                     larger.add(group.take(slot), length)
-                    tags.setdefault(larger.capacity, []).append(order[slot])
-                    group.remove(slot)
-                    order[slot] = order[-1]
-                    order.pop()
+                    tags.setdefault(larger, []).append(tags[group][slot])
+                    _remove(group, slot, tags[group])
+        self._free_unused()
         return self._flat(tags)
 
     def forward(self, tokens: mx.array, is_plain: bool = True) -> mx.array:
@@ -215,14 +245,34 @@ class SlabRows:
         if self.writes_in_place:
             attention_kernels.settle()
 
-    def _group(self, capacity: int) -> SlabGroup:
+    def _group_for(self, capacity: int, rows: int = 1) -> SlabGroup:
+        """One with a slot for one more row, or for as many of `rows` as it takes: at once, for what grows is copied."""
         for group in self._groups:
-            if group.capacity == capacity:
-                return group
-        group = SlabGroup(capacity, self.form, self.templates)
-        # In one order: passes over the same groups are the same to what compiles them.
-        bisect.insort(self._groups, group, key=lambda each: each.capacity)
+            if group.capacity == capacity and len(group.lengths) < self._most_slots(group):
+                break
+        else:
+            group = SlabGroup(capacity, self.form, self.templates)
+            # In one order: passes over the same groups are the same to what compiles them.
+            bisect.insort(self._groups, group, key=lambda each: each.capacity)
+        if rows > 1:
+            group.make_room(min(rows, self._most_slots(group) - len(group.lengths)))
         return group
+
+    def _most_slots(self, group: SlabGroup) -> int:
+        if not self.program.joins_groups or group.capacity <= _SHORT:
+            return sys.maxsize
+        grown = 2 * _MOST_COPIED // group.slot_bytes
+        return max(group.slots, 1 << grown.bit_length() >> 1, 1)
+
+    def _free_unused(self) -> None:
+        """Slabs without rows go and those with few of them shrink, the longest first, but for what the pool holds."""
+        for group in reversed(self._groups.copy()):
+            if group is self._presized or self.nbytes <= self._most_unused:
+                continue
+            if group.lengths:
+                group.shrink()
+            else:
+                self._groups.remove(group)
 
     def _find(self, index: int) -> tuple[SlabGroup, int]:
         for group in self._groups:
@@ -231,13 +281,20 @@ class SlabRows:
             index -= len(group.lengths)
         raise IndexError(index)
 
-    def _tags(self) -> dict[int, list[int]]:
-        """The number of each row, by the capacity of its group."""
+    def _tags(self) -> dict[SlabGroup, list[int]]:
+        """The number of each row, by its group."""
         numbers = iter(range(len(self.lengths)))
-        return {group.capacity: [next(numbers) for _ in group.lengths] for group in self._groups}
+        return {group: [next(numbers) for _ in group.lengths] for group in self._groups}
 
-    def _flat(self, tags: dict[int, list[int]]) -> Order:
-        return [number for group in self._groups for number in tags.get(group.capacity, ())]
+    def _flat(self, tags: dict[SlabGroup, list[int]]) -> Order:
+        return [number for group in self._groups for number in tags.get(group, ())]
+
+
+def _remove(group: SlabGroup, slot: int, order: list[int]) -> None:
+    """A row goes; `order` has the numbers of the group's rows."""
+    group.remove(slot)
+    order[slot] = order[-1]
+    order.pop()
 
 
 def rows_cache_for(
