@@ -27,7 +27,8 @@ void attend_few(const float* queries, long rows, long size, const float* keys, l
       few_scores(queries + row * size, keys + c * key_stride, key_stride, count, size, scores + c);
     }
     float most = largest(scores, seen, state.most[row]);
-    bool is_spoilt = is_unbounded(scores, seen);
+    // Scores behind those seen are one of them again.
+    bool is_spoilt = is_unbounded(scores, (seen + W - 1) / W * W);
     if (most == -INFINITY && !is_spoilt) continue;
     float kept = state.most[row] == most ? 1.0f : std::exp(state.most[row] - most);
     state.most[row] = most;

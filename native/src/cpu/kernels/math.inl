@@ -26,11 +26,15 @@ inline bool is_unbounded(const float* values, long count) {
   constexpr float kMost = 3.40282347e38f;
   constexpr uint32_t kAll = (1u << W) - 1;
   long whole = count / W * W;
-  uint32_t bounded = kAll;
-  for (long i = 0; i < whole; i += W) bounded &= at_least(set1(kMost), load(values + i));
-  bool is_bounded = bounded == kAll;
-  for (long i = whole; i < count; i++) is_bounded &= values[i] <= kMost;
-  return !is_bounded;
+  for (long i = whole; i < count; i++)
+    if (!(values[i] <= kMost)) return true;
+  // Their sum is so if one of them is, and hardly ever otherwise.
+  V total = zero();
+  for (long i = 0; i < whole; i += W) total = add(total, load(values + i));
+  if (at_least(set1(kMost), total) == kAll) return false;
+  for (long i = 0; i < whole; i += W)
+    if (at_least(set1(kMost), load(values + i)) != kAll) return true;
+  return false;
 }
 
 inline float largest(const float* values, long count, float least) {
