@@ -11,12 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models import activations, base
+from mlx_lm.models import activations, base, gemma4_text
 
 from mlx_serving.native.kernels.operations import OPERATIONS
 from mlx_serving.native.kernels.pure import FLOATING
 
 _theirs_swiglu = activations.swiglu
+_theirs_geglu = gemma4_text.geglu
 _theirs_attention = base.scaled_dot_product_attention
 
 
@@ -25,6 +26,13 @@ def swiglu(gate: mx.array, x: mx.array) -> Any:
     if gate.dtype != x.dtype or gate.shape != x.shape or x.dtype not in FLOATING:
         return _theirs_swiglu(gate, x)
     return OPERATIONS.swiglu(gate, x)
+
+
+def geglu(gate: mx.array, x: mx.array) -> Any:
+    """gelu(gate) * x with the tanh approximation, as Gemma 4 has it, also without MLX's compiler."""
+    if gate.dtype != x.dtype or gate.shape != x.shape or x.dtype not in FLOATING:
+        return _theirs_geglu(gate, x)
+    return OPERATIONS.geglu(gate, x)
 
 
 def scaled_dot_product_attention(
@@ -56,6 +64,7 @@ def _fit(queries: mx.array, keys: mx.array, values: mx.array) -> bool:
 
 OURS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "swiglu": (_theirs_swiglu, swiglu),
+    "geglu": (_theirs_geglu, geglu),
     "scaled_dot_product_attention": (_theirs_attention, scaled_dot_product_attention),
 }
 """The name in a model's module: mlx-lm's function and ours."""

@@ -9,7 +9,7 @@ import mlx.nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models import llama
+from mlx_lm.models import gemma4_text, llama
 from mlx_lm.models.cache import make_prompt_cache
 from support.stock import own_functions
 
@@ -22,6 +22,9 @@ nn: Any = mlx.nn
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 needs_kernels = pytest.mark.skipif(choice.choice == "pure", reason="the native kernels are not built here")
 needs_panels = pytest.mark.skipif(not OPERATIONS.takes_panels(), reason="this processor multiplies with no panels")
+
+
+LLAMAS = ("swiglu", "scaled_dot_product_attention")
 
 
 def tiny_llama(bits: int | None) -> Any:
@@ -60,7 +63,7 @@ def makings(model: Any) -> list[tuple[str, type, set[str]]]:
 
 def called_functions() -> list[Any]:
     """What mlx-lm's Llama calls by the names of our functions."""
-    return [getattr(llama, name) for name in functions.OURS]
+    return [getattr(llama, name) for name in LLAMAS]
 
 
 @needs_kernels
@@ -84,10 +87,10 @@ def test_nothing_of_ours_stays_after_uninstall(bits: int | None) -> None:
         install(model)
         logits(model, 1)
         assert makings(model) != before
-        assert called_functions() == [ours for _, ours in functions.OURS.values()]
+        assert called_functions() == [functions.OURS[name][1] for name in LLAMAS]
         uninstall(model)
         assert makings(model) == before
-        assert called_functions() == [theirs for theirs, _ in functions.OURS.values()]
+        assert called_functions() == [functions.OURS[name][0] for name in LLAMAS]
 
 
 @needs_panels
@@ -132,6 +135,23 @@ def test_what_a_kernel_does_not_take_stays_with_mlx() -> None:
     norm = nn.RMSNorm(8)
     install(norm)
     assert norm(mx.ones((2, 8), dtype=mx.int32)).shape == (2, 8)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.int32])
+def test_the_gate_of_gemma_is_ours_while_it_is_installed(dtype: mx.Dtype) -> None:
+    theirs, ours = functions.OURS["geglu"]
+    layer = gemma4_text.GeGLU()
+    x, gate = (mx.random.normal((3, 40), key=mx.random.key(i)).astype(dtype) for i in (1, 2))
+    expected = np.array(layer(x, gate).astype(mx.float32))
+    install(layer)
+    assert gemma4_text.geglu is ours
+    found = np.array(layer(x, gate).astype(mx.float32))
+    uninstall(layer)
+    assert gemma4_text.geglu is theirs
+    # Theirs rounds each of its steps to the type.
+    bound = 3e-2 if dtype == mx.bfloat16 else 1e-5
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound * np.abs(expected).max())
 
 
 @needs_kernels
