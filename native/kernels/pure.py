@@ -190,7 +190,8 @@ def quantized_slab_attention(
             "scales and biases do not fit the quantised values",
         )
     wide_keys, wide_values = (
-        mx.dequantize(side[0], side[1], side[2], group_size=group_size, bits=bits) for side in (keys, values)
+        mx.dequantize(side[0], side[1].astype(mx.float32), side[2].astype(mx.float32), group_size=group_size, bits=bits)
+        for side in (keys, values)
     )
     return slab_attention(queries, wide_keys, wide_values, lengths, scale)
 
@@ -207,7 +208,8 @@ def attend_in_place(
     """Writes keys and values `[rows, kv heads, tokens, size]` to the slabs from column `lengths[row]` on, and attends.
 
     The native twin writes to the memory of the slabs, which nobody else may read there before this is evaluated; this
-    one changes the two arrays as an assignment would.
+    one changes the two arrays as an assignment would, and so does the native one where a slab's last axis has gaps or
+    its elements share places.
     """
     _slabs(queries, slab_keys, slab_values)
     _lengths(lengths, queries, slab_keys)

@@ -273,23 +273,28 @@ def test_attention_to_slabs(
 
 
 @examples(25)
-@given(seeds, shapes, st.sampled_from([4, 8]), st.sampled_from([32, 64]))
+@given(seeds, shapes, types, types, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128]))
 def test_attention_to_quantised_slabs(
-    twin: ModuleType, seed: int, shape: tuple[int, int, int, int, int, int], bits: int, group_size: int
-) -> None:
+    twin: ModuleType, seed: int, shape: tuple[int, int, int, int, int, int], dtype: mx.Dtype, scale_type: mx.Dtype,
+    bits: int, group_size: int,
+) -> None:  # fmt: skip
     rows, group, kv_heads, tokens, size, before = shape
-    size = size // 64 * 64 or 64
-    queries = normal(seed, (rows, group * kv_heads, tokens, size))
-    slabs = [
-        mx.quantize(normal(seed + i, (rows, kv_heads, before + tokens + 5, size)), group_size=group_size, bits=bits)
-        for i in (1, 2)
-    ]
-    keys, values = (exact(mx.dequantize(*slab, group_size=group_size, bits=bits)) for slab in slabs)
+    size = size // group_size * group_size or group_size
+    queries = normal(seed, (rows, group * kv_heads, tokens, size), dtype)
+    slabs = []
+    for i in (1, 2):
+        wide = normal(seed + i, (rows, kv_heads, before + tokens + 5, size))
+        weight, scales, biases = mx.quantize(wide, group_size=group_size, bits=bits)
+        slabs.append((weight, scales.astype(scale_type), biases.astype(scale_type)))
+    keys, values = (
+        exact(mx.dequantize(weight, *(each.astype(mx.float32) for each in rest), group_size=group_size, bits=bits))
+        for weight, *rest in slabs
+    )
     lengths = [tokens + before * row // rows for row in range(rows)]
     found = twin.quantized_slab_attention(
         queries, *map(list, slabs), mx.array(lengths, dtype=mx.int32), size**-0.5, group_size, bits
     )
-    agrees(found, attended(exact(queries), keys, values, lengths, size**-0.5, True), mx.float32)
+    agrees(found, attended(exact(queries), keys, values, lengths, size**-0.5, True), dtype)
 
 
 VIEWS: dict[str, Callable[[int, tuple[int, ...], mx.Dtype], tuple[mx.array, mx.array]]] = {

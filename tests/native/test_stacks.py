@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -13,12 +14,12 @@ import pytest
 from mlx_lm.models import llama, qwen2
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_serving.native.kernels import choice, operations
+from mlx_serving.native.kernels import blocks, choice, operations
 from mlx_serving.native.kernels.modules import install
 from mlx_serving.native.kernels.stacks import DecoderStack, can_stack
 
 pytestmark = [
-    pytest.mark.usefixtures("on_the_cpu"),
+    pytest.mark.usefixtures("on_the_cpu", "instructions"),
     pytest.mark.skipif(choice.choice == "pure", reason="the native kernels are not built here"),
 ]
 nn: Any = mlx.nn
@@ -34,6 +35,16 @@ SHAPE: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "vocab_size": VOCABULARY,
 }
+
+
+@pytest.fixture(scope="module", params=["scalar", "avx2", "avx512", "avx512_vnni", "neon"])
+def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each instruction set of this machine, chosen before layers are laid out for it."""
+    before = operations.instructions()
+    if not operations.use_instructions(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    yield
+    operations.use_instructions(before)
 
 
 def tiny(family: Any, bits: int | None, tied: bool) -> Any:
@@ -69,7 +80,7 @@ def slabs_of(rows: list[list[Any]], capacity: int) -> tuple[mx.array, list[tuple
 
 
 @pytest.mark.parametrize("family", [llama, qwen2])
-@pytest.mark.parametrize(("bits", "tied"), [(None, True), (4, False), (8, True)])
+@pytest.mark.parametrize(("bits", "tied"), [(None, True), (3, True), (4, False), (8, True)])
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_rows_of_two_groups_get_what_layers_give_them(family: Any, bits: int | None, tied: bool, tokens: int) -> None:
     model = tiny(family, bits, tied)
@@ -121,6 +132,24 @@ def test_nothing_but_the_new_columns_is_written() -> None:
         assert (now[0, :, 5] != was[0, :, 5]).any()
         now[0, :, 5] = was[0, :, 5]
         np.testing.assert_array_equal(now, was)
+
+
+def test_slabs_that_are_views_get_memory_of_their_own() -> None:
+    model = tiny(llama, 4, True)
+    stack = DecoderStack(model)
+    given = mx.array([[7, 9]])
+    lengths, layers = slabs_of([filled(model, 5)], 16)
+    turned = [tuple(mx.contiguous(side.swapaxes(2, 3)) for side in pair) for pair in layers]
+    wholes = [side for pair in turned for side in pair]
+    before = [np.array(whole) for whole in wholes]
+    views = [(keys.swapaxes(2, 3), values.swapaxes(2, 3)) for keys, values in turned]
+    expected = np.array(stack(given, [(lengths, layers)]))
+    np.testing.assert_array_equal(np.array(stack(given, [(lengths, views)])), expected)
+    for pair, like in zip(views, layers, strict=True):
+        for side, other in zip(pair, like, strict=True):
+            np.testing.assert_array_equal(np.array(side), np.array(other))
+    for whole, was in zip(wholes, before, strict=True):
+        np.testing.assert_array_equal(np.array(whole), was)
 
 
 def test_a_layer_that_was_changed_is_noticed() -> None:
@@ -175,6 +204,14 @@ def test_a_model_of_another_family_or_without_our_layers_is_left_alone() -> None
     model = llama.Model(llama.ModelArgs(model_type="llama", **SHAPE))
     assert not can_stack(model)
     assert not can_stack(nn.Linear(4, 4))
+
+
+def test_a_layer_whose_base_is_not_positive_is_refused() -> None:
+    layer = tiny(llama, 4, True).model.layers[0]
+    linear = [blocks._linear(home[name]) for home, name in blocks.places(layer)]
+    norms = [layer.input_layernorm.weight, layer.post_attention_layernorm.weight]
+    with pytest.raises(ValueError, match="base must be positive"):
+        operations.Block(linear, norms, [1e-5, 1e-5], 4, KV_HEADS, SIZE, False, 1.0, 0.0, None)
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
