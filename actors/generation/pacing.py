@@ -10,8 +10,8 @@ Where chunks cost nothing to begin, all of this falls away: the budget is what i
 timed what chunks of some widths take, there is no line either: a chunk costs what the next width does, and a little
 wider may be far dearer, as where other kernels take it.
 
-While one prompt follows the other, no step is without. Where many more or fewer rows decode by then than in the last
-one that was, a few steps now and then get no prompt tokens, so that the target is that of these rows.
+While one prompt follows the other, no step is without. Where none ever was, or many more or fewer rows decode by then
+than in the last one that was, a few steps now and then get no prompt tokens, so that the target is that of these rows.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class PrefillPace:
         if isinstance(self._cost, TimedCost) and target is not None:
             width = self._cost.fitting(target - (self._plain or 0.0), self._most, before)
             self.budget = min(self._most, max(self._least, self._cost.least if self._is_careful else width))
-        if self._plain is None or self._was_plain(rows):
+        if self._was_plain(rows):
             self._beside_old = 0
             return self.budget
         self._beside_old += 1
@@ -263,7 +263,8 @@ class PrefillPace:
 
     def _was_plain(self, rows: int) -> bool:
         """Whether the last step without prompt tokens was one of about so many rows."""
-        return self._plain_rows <= _ALIKE * rows and rows <= _ALIKE * self._plain_rows
+        is_known = self._plain is not None
+        return is_known and self._plain_rows <= _ALIKE * rows and rows <= _ALIKE * self._plain_rows
 
     def _is_credible(self, seconds: float, prefilled: int, before: int) -> bool:
         """Whether such a step is to be counted. What else the machine does makes a step longer, never shorter: a long

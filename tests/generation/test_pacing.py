@@ -131,6 +131,16 @@ def test_steps_without_prompts_are_asked_for_once_other_rows_decode() -> None:
     assert all(pace.allowance(rows) for rows in (8, 7, 9, 6) for _ in range(100))
 
 
+def test_steps_without_prompts_are_asked_for_where_none_was_ever_seen() -> None:
+    pace = PrefillPace(slowdown=2.0, least=4, most=512, begins=False)
+    allowed = []
+    for _ in range(200):
+        allowed.append(pace.allowance(rows=4))
+        pace.observe(0.010 + allowed[-1] * 0.001, allowed[-1], rows=4)
+    assert 0 in allowed[:50]
+    assert allowed[-1] == pytest.approx(10, abs=1)  # ten milliseconds more are 2.0 times a plain step
+
+
 def test_the_target_is_that_of_the_rows_of_now() -> None:
     pace = PrefillPace(2.0, least=4, most=512, begins=False)
     for _ in range(3):
