@@ -116,7 +116,8 @@ def _long_neighbour(subject: Subject, size: InsideSize) -> dict[str, Any]:
             stage = Stage(engine)
             long = stage.submit(subject.ids(length, 99), 16 * size.tokens)
             stage.run_until_tokens([long], 2)
-            short = [stage.submit(subject.ids(size.prompt_tokens, row), size.tokens) for row in range(7)]
+            # The first goes on until the last has its tokens too.
+            short = [stage.submit(subject.ids(size.prompt_tokens, row), 16 * size.tokens) for row in range(7)]
             stage.run_until_tokens(short, size.tokens)
             found.append(joint_rate([stream.times for stream in short]))
             stage.abandon()
