@@ -281,20 +281,19 @@ def test_attention_to_quantised_slabs(
     rows, group, kv_heads, tokens, size, before = shape
     size = size // group_size * group_size or group_size
     queries = normal(seed, (rows, group * kv_heads, tokens, size), dtype)
-    slabs = []
+    slabs, sides = [], []
     for i in (1, 2):
         wide = normal(seed + i, (rows, kv_heads, before + tokens + 5, size))
         weight, scales, biases = mx.quantize(wide, group_size=group_size, bits=bits)
-        slabs.append((weight, scales.astype(scale_type), biases.astype(scale_type)))
-    keys, values = (
-        exact(mx.dequantize(weight, *(each.astype(mx.float32) for each in rest), group_size=group_size, bits=bits))
-        for weight, *rest in slabs
-    )
+        scales, biases = scales.astype(scale_type), biases.astype(scale_type)
+        slabs.append((weight, scales, biases))
+        wide_scales, wide_biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        sides.append(exact(mx.dequantize(weight, wide_scales, wide_biases, group_size=group_size, bits=bits)))
     lengths = [tokens + before * row // rows for row in range(rows)]
     found = twin.quantized_slab_attention(
         queries, *map(list, slabs), mx.array(lengths, dtype=mx.int32), size**-0.5, group_size, bits
     )
-    agrees(found, attended(exact(queries), keys, values, lengths, size**-0.5, True), dtype)
+    agrees(found, attended(exact(queries), sides[0], sides[1], lengths, size**-0.5, True), dtype)
 
 
 VIEWS: dict[str, Callable[[int, tuple[int, ...], mx.Dtype], tuple[mx.array, mx.array]]] = {
