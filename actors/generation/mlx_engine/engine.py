@@ -456,8 +456,8 @@ class MlxEngine:
         self._prompts.waiting.extendleft(reversed(rows))
 
     def _rest(self) -> None:
-        """With no row left, nothing of the last ones stays in memory but what the pool may hold. What the allocator keeps
-        is returned by `rest`, a little later: the last tokens do not wait for it."""
+        """With no row left, nothing of the last ones stays in memory but what the pool may hold. What the allocator
+        keeps is returned by `rest`, a little later: the last tokens do not wait for it."""
         if not self._rows:
             self._leave_prefixes()
             self._decoding.drop(self._pool_bytes)
