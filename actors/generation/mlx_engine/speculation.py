@@ -33,6 +33,9 @@ _MEASURED_WIDTHS = (1, 2, 3, 5, 9)
 _CERTAIN = 1.0
 _TYPICAL = 64
 """Tokens of an answer."""
+_HEDGE = 2.0
+"""Times what taking a prompt in costs that proposals have to promise: that cost is certain, and answers may end, and
+machines change, before proposals have saved it."""
 _TRIES = 3
 """Of each width at load; the first compiles what it needs, and the fastest counts."""
 
@@ -148,7 +151,7 @@ class Speculator:
         self, draft: DraftModel, rows: Sequence[Row], known: Sequence[RowSpeculation | None], budget: int
     ) -> None:
         """Let the draft model follow the rows as long as its proposals are likely to be taken up, each from when they
-        are likely to save the time that taking in its prompt costs.
+        are likely to save twice the time that taking in its prompt costs.
 
         Otherwise it takes no others up, and loses those that it has once they are too far ahead.
         """
@@ -156,7 +159,7 @@ class Speculator:
         wanted = [row for row, each in zip(rows, known, strict=True) if each is not None]
         saving = self._planner.saving([best if each is not None else None for each in known])
         if saving:
-            wanted = [row for row in wanted if draft.seconds_behind(row) <= saving * _to_come(row)]
+            wanted = [row for row in wanted if _HEDGE * draft.seconds_behind(row) <= saving * _to_come(row)]
         else:
             wanted = [row for row in wanted if draft.is_close(row)]
             self._shared.fade(DRAFT_KIND)
