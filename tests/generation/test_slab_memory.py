@@ -187,7 +187,7 @@ def test_a_step_allocates_the_same_whatever_its_rows_have_behind_them(record: Mo
     taken = [allocated(engine, columns) for columns in (100, 400)]
     layer = groups(engine)[0].layers[0]
     assert 0 < min(taken) <= max(taken) < layer.keys.nbytes
-    # MLX frees some of it early or late. Steps that copy what is behind them take 17 kB more at 400 columns than at 100.
+    # MLX frees some of it early or late. Steps that copy what is behind them take 17 kB more at 400 columns.
     assert taken[1] - taken[0] < 10_000
     engine.close()
 
