@@ -1,7 +1,8 @@
 """Every setting of the runtime: its type, default, unit and meaning.
 
 The reference page and `runtime.yaml` are checked against these classes. Durations are seconds, sizes bytes.
-`live` in a field's metadata marks what a running server takes over when the file changes.
+`live` in a field's metadata marks what a running server takes over when the file changes. Longer than most modules, for
+all that can be set is in one place.
 """
 
 # ruff: noqa: RUF009 - `setting` is a field specifier, as `attrs.field` is

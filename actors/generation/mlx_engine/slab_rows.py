@@ -8,6 +8,8 @@ rows need, and a group of long rows that would have to copy much in order to gro
 capacity follows. Elsewhere each group is operations of its own, compiled ones for its shapes: capacities are few, and
 there is one group of each. Slots double, and halve once three in four are free; a group without rows goes. Only what
 the memory pool holds stays in any case.
+
+Longer than most modules: how a batch's rows lie in groups is one state, and what moves them has to change all of it.
 """
 
 from __future__ import annotations
