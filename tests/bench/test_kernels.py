@@ -21,6 +21,7 @@ def test_a_variant_has_a_rate_for_each_form(variant: str) -> None:
     with subject("random:tiny:4bit") as loaded:
         rates = kernels(loaded, variant, 1)
     assert all(rates[form] > 0 for form in ("1", "8", "prompt"))
+    assert ("bandwidth" in rates) == (variant == "native")
 
 
 def test_an_embedding_that_is_no_output_layer_is_not_read(tmp_path: Path) -> None:
@@ -32,13 +33,13 @@ def test_an_embedding_that_is_no_output_layer_is_not_read(tmp_path: Path) -> Non
 
 
 def test_a_rate_below_its_objective_is_told() -> None:
-    rate = {"1": 10.0, "8": 20.0, "prompt": 100.0, "instructions": "avx2"}
+    beside = [{"rate": 10.0, "bandwidth": 1e9}]
+    rate = {"1": 10.0, "8": 20.0, "prompt": 100.0, "bandwidth": beside, "instructions": "avx2"}
     slow = {"1": 1.0, "8": 1.0, "prompt": 1.0}
     result = {
         "model": "smollm2-135m",
         "gguf": "a.gguf",
         "cores": 2,
-        "bandwidth": [1e9],
         "bytes_a_token": 50_000_000,
         "is_dense": True,
         "rates": {"stock": [slow], "pure": [slow], "native": [rate], "llama.cpp": [{"1": 8.0, "prompt": 200.0}]},

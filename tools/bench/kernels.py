@@ -8,14 +8,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 
 from mlx_serving.actors.models.safetensors_file import read_header
 from mlx_serving.native.cores import usable_cores
@@ -42,26 +39,20 @@ class LlamaBench:
 
 
 def kernels(folder: Path, rounds: int, llama: LlamaBench | None) -> dict[str, Any]:
-    """Rates of every contestant in every round, with the memory bandwidth (bytes a second): the better of what was
-    measured just before the native kernels and just after."""
+    """Rates of every contestant in every round; those of the native kernels with the memory bandwidth beside them."""
     rates: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    bandwidths = []
     weights = bytes_a_token(folder)
     variants = VARIANTS if weights < _LARGE else ("native",)
     for number in range(rounds):
-        for variant in variants[:-1]:
+        for variant in variants:
             if variant != "stock" or number == 0:  # it takes minutes
                 rates[variant].append(_in_process(variant, folder))
-        before = bandwidth(usable_cores())
-        rates[variants[-1]].append(_in_process(variants[-1], folder))
-        bandwidths.append(max(before, bandwidth(usable_cores())))
         if llama is not None:
             rates["llama.cpp"].append(llama.measure())
     return {
         "model": folder.name,
         "gguf": llama.gguf.name if llama is not None else None,
         "cores": usable_cores(),
-        "bandwidth": bandwidths,
         "bytes_a_token": weights,
         "is_dense": "quantization" not in json.loads((folder / "config.json").read_text()),
         "rates": dict(rates),
@@ -73,18 +64,6 @@ def _in_process(variant: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
-
-
-def bandwidth(threads: int) -> float:
-    """Bytes a second that so many threads read from memory; the best of five."""
-    parts = [np.ones(32 << 20, dtype=np.int64) for _ in range(threads)]
-    best = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            start = time.perf_counter()
-            list(pool.map(np.bitwise_or.reduce, parts))
-            best = min(best, time.perf_counter() - start)
-    return sum(part.nbytes for part in parts) / best
 
 
 def bytes_a_token(folder: Path) -> int:

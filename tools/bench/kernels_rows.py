@@ -37,17 +37,15 @@ def kernels_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def _bandwidth(result: dict[str, Any]) -> Row:
-    measured, weights = result["bandwidth"], result["bytes_a_token"]
-    shares = [each["1"] * weights / width for each, width in zip(result["rates"]["native"], measured, strict=True)]
-    figure = f"{statistics.median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%}) of {_gigabytes(measured)}"
+    weights = result["bytes_a_token"]
+    pairs = [pair for each in result["rates"]["native"] for pair in each["bandwidth"]]
+    shares = [pair["rate"] * weights / pair["bandwidth"] for pair in pairs]
+    limit = _span([pair["bandwidth"] / 1e9 for pair in pairs], "GB/s", 0)
+    figure = f"{statistics.median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%}) of {limit}"
     is_dense = result["is_dense"]
     met = statistics.median(shares) >= _LEAST_OF_BANDWIDTH if is_dense else None
     what = f"{result['model']}: memory bandwidth, one row, {weights / 1e6:,.0f} MB a token, {result['cores']} cores"
     return Row(what, figure, f"≥ {_LEAST_OF_BANDWIDTH:.0%}" if is_dense else "", met)
-
-
-def _gigabytes(bandwidths: Sequence[float]) -> str:
-    return _span([each / 1e9 for each in bandwidths], "GB/s", 0)
 
 
 def _ratio(what: str, ours: Sequence[float], theirs: Sequence[float], least: float | None = None) -> Row:

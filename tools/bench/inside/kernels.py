@@ -10,7 +10,9 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from mlx_serving.native.cores import usable_cores
 from mlx_serving.native.kernels import operations
+from tools.bench.bandwidth import bandwidth
 from tools.bench.inside import rivals
 from tools.bench.inside.models import Subject
 from tools.bench.inside.stage import GREEDY, Stage, joint_rate
@@ -23,19 +25,30 @@ _TOKENS, _SHORT, _STOCK_PROMPT = 96, 24, 16
 
 
 def kernels(subject: Subject, variant: str, repetitions: int) -> dict[str, Any]:
-    """Tokens a second of each number of rows and of a prompt, and the bytes of weights a token reads."""
+    """Tokens a second of each number of rows and of a prompt; with the native kernels, those of one row beside the memory
+    bandwidth as well."""
     tokens = _FEW.get(variant, _TOKENS)
     if variant == "stock":
         measures = _stock(subject, tokens)
         return {name: _median(rate, 1 if name == "prompt" else repetitions) for name, rate in measures.items()}
     with subject.engine(native_kernels=variant == "native") as engine:
         instructions = operations.instructions() if variant == "native" else ""
-        rates = {}
+        rates: dict[str, Any] = {}
         for rows in ROWS:
             rates[str(rows)] = _median(functools.partial(_decode, subject, engine, rows, tokens), repetitions)
+        if variant == "native":
+            rates["bandwidth"] = [_beside_bandwidth(subject, engine, tokens) for _ in range(repetitions)]
         prompts = iter(range(2 * repetitions + 2))
         rates["prompt"] = _median(lambda: _prefill(subject, engine, next(prompts)), repetitions)
         return {**rates, "instructions": instructions}
+
+
+def _beside_bandwidth(subject: Subject, engine: Any, tokens: int) -> dict[str, float]:
+    """Tokens a second of one row and the memory bandwidth (bytes a second) of the same moment, which on virtual machines
+    changes within minutes: the better of just before and just after."""
+    before = bandwidth(usable_cores())
+    rate = _decode(subject, engine, 1, tokens)
+    return {"rate": rate, "bandwidth": max(before, bandwidth(usable_cores()))}
 
 
 def _median(measure: Callable[[], float], repetitions: int) -> float:
