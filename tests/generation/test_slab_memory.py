@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -96,6 +97,34 @@ def test_the_pool_stays_when_its_rows_grow_out_of_it(record: ModelRecord) -> Non
     assert slabs(engine).nbytes > pool
     assert presized.lengths == []
     assert groups(engine)[0] is presized
+    engine.close()
+
+
+@IN_PLACE
+def test_after_a_step_that_failed_the_pool_is_there_again_once(
+    record: ModelRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = loaded(record, Generation(max_rows=8))  # with what speculation holds on to
+    (presized,) = groups(engine)
+    held, layer = shapes(engine), weakref.ref(presized.layers[0])
+    active = mx.get_active_memory()
+    driver = Driver(engine)
+    rows = [driver.submit([*PROMPT, row], stopping=Stopping(max_tokens=20, ignore_eos=True)) for row in range(2)]
+    driver.run_until(rows[0], 5)
+    decoding, step = engine._decoding, engine._decoding.step
+
+    def fail_once(*arguments: Any) -> int:
+        monkeypatch.setattr(decoding, "step", step)
+        raise RuntimeError("the device is out of sorts")
+
+    monkeypatch.setattr(decoding, "step", fail_once)
+    del presized
+    driver.run()
+    engine.rest()
+    assert all(driver.sequences[row].end is not None for row in rows)
+    assert shapes(engine) == held
+    assert layer() is None
+    assert mx.get_active_memory() - active < slabs(engine).nbytes // 4
     engine.close()
 
 

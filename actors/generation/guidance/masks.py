@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,25 +58,24 @@ def fill_draft_masks(guides: Sequence[Guide | None], drafts: Sequence[Sequence[i
     """
     assert masks.flags["C_CONTIGUOUS"]
     masks.fill(_ALL)
-    width = masks.shape[1]
-    guided: list[Any] = [
-        (guide.matcher, row * width, list(draft))
-        for row, (guide, draft) in enumerate(zip(guides, drafts, strict=True))
-        if guide is not None and not isinstance(guide, PhasedGuide)
-    ]
-    for guide, draft, rows in zip(guides, drafts, masks, strict=True):
+    rows, width, words = masks.shape
+    drafted: list[tuple[int, Guide, list[int]]] = []
+    for row, (guide, draft) in enumerate(zip(guides, drafts, strict=True)):
         if isinstance(guide, PhasedGuide):
-            _fill_draft(guide, draft, rows)
-    if guided:
-        words, count = masks.shape[2], masks.shape[0] * width
-        _executor().unsafe_compute_mask_ptr_with_draft_token(guided, masks.ctypes.data, words * 4, count)
-    for guide, draft, rows in zip(guides, drafts, masks, strict=True):
-        if guide is not None and not isinstance(guide, PhasedGuide):
-            _amend_draft(guide, draft, rows)
+            _fill_draft(guide, draft, masks[row])
+        elif guide is not None and draft:
+            drafted.append((row, guide, list(draft)))
+        elif guide is not None:  # llguidance takes no draft that is empty
+            fill_masks([guide], masks[row, :1])
+    if drafted:
+        asked = [(guide.matcher, row * width, draft) for row, guide, draft in drafted]
+        _executor().unsafe_compute_mask_ptr_with_draft_token(asked, masks.ctypes.data, words * 4, rows * width)
+    for row, guide, draft in drafted:
+        _amend_draft(guide, draft, masks[row])
 
 
-def _amend_draft(guide: Guide, draft: Sequence[int], masks: Masks) -> None:
-    taken = guide.fitting(list(draft))
+def _amend_draft(guide: Guide, draft: list[int], masks: Masks) -> None:
+    taken = guide.fitting(draft)
     for position, mask in enumerate(masks[: taken + 1]):
         guide.amend(mask)
         if position < taken:

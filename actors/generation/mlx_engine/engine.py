@@ -446,6 +446,7 @@ class MlxEngine:
     def _recover(self, error: Exception) -> None:
         """A step of the batch failed: a lone row is at fault, of several each is put to the test."""
         rows = self._decoding.rows_at_stake
+        _log.error("a step failed: its %d rows are computed again, or fail alone", len(rows), exc_info=error)
         self._decoding.drop()
         if len(rows) == 1:
             self._fail(rows[0], error)

@@ -90,6 +90,9 @@ class SlabRows:
         self._groups: list[SlabGroup] = []
         self._presized: SlabGroup | None = None
         self._most_unused = 0
+        self._owed: tuple[int, int] | None = None
+        """What the one whose place this takes was presized with."""
+        self._pool: tuple[int, int] | None = None
         self._capacity_for = close_capacity_for if program.joins_groups else capacity_for
 
     @property
@@ -119,7 +122,9 @@ class SlabRows:
         return tuple(found)
 
     def fresh(self) -> SlabRows:
-        return SlabRows(self.program, self.templates, self.form)
+        another = SlabRows(self.program, self.templates, self.form)
+        another._owed = self._pool or self._owed
+        return another
 
     def emptied(self, most_bytes: int) -> SlabRows:
         if not self.writes_in_place:
@@ -129,13 +134,19 @@ class SlabRows:
             group.lengths = []
         while self.nbytes > most_bytes:
             self._groups.pop()
+        if self._owed is not None:
+            owed, self._owed, self._groups = self._owed, None, []
+            try:
+                self.presize(*owed)
+            except Exception as error:  # rows do without
+                _log.warning("the memory pool is not there again", reason=f"{type(error).__name__}: {error}")
         return self
 
     def presize(self, most_bytes: int, rows: int) -> None:
         """Allocate what `rows` short rows need, or as much of it as the bytes allow, if slabs are written in place."""
         if not self.writes_in_place:
             return
-        self._most_unused = most_bytes
+        self._pool, self._most_unused = (most_bytes, rows), most_bytes
         group = SlabGroup(SMALLEST_CAPACITY, self.form, self.templates)
         group.allocate(1)
         slots = 1

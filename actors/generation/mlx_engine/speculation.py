@@ -234,7 +234,8 @@ def speculator_for(
         costs.saw_draft(1, 1, draft.measure(clock))
     longest = min(chosen.max_tokens, cache.widest - 1)
     ring = settings.metal_optimizations.command_buffer_ring
-    return Speculator(chosen.mode, Planner(costs, longest, cache.padded, ring + 1), draft, clock)
+    padded = cache.fresh().padded  # that of `cache` would keep its slabs when another takes its place
+    return Speculator(chosen.mode, Planner(costs, longest, padded, ring + 1), draft, clock)
 
 
 def measured_costs(cache: RowsCache, caches: Caches, clock: Clock) -> StepCosts:

@@ -105,6 +105,30 @@ def test_taking_forced_tokens_in_together_changes_nothing(tiny_llama: ModelRecor
         assert together.outputs <= len(together.ids) - 8
 
 
+def test_no_step_fails_in_which_one_guide_knows_what_must_follow_and_another_does_not(
+    tiny_llama: ModelRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = loaded(tiny_llama, Generation(max_rows=8, speculation=Speculation(mode="lookup")))
+    eager(engine)
+    failures: list[Exception] = []
+    recover = engine._recover
+
+    def recovering(error: Exception) -> None:
+        failures.append(error)
+        recover(error)
+
+    monkeypatch.setattr(engine, "_recover", recovering)
+    driver = Driver(engine)
+    asked = [(prompt, guidance) for guidance in (SCHEMA, NUMBER) for prompt in PROMPTS]
+    rows = [
+        driver.submit(each, Sampling(seed=3), STOP, guidance=guidance, speculation=False) for each, guidance in asked
+    ]
+    driver.run()
+    assert failures == []
+    assert all(driver.sequences[row].error is None for row in rows)
+    engine.close()
+
+
 def test_an_answer_ends_with_its_last_token_even_past_the_end_of_sequence(engine: MlxEngine) -> None:
     driver = Driver(engine)
     stopping = Stopping(max_tokens=50, ignore_eos=True)

@@ -126,3 +126,15 @@ def test_masks_after_the_tokens_of_a_draft_are_those_after_saying_them(
     assert (masks[1, : width - 1] == np.concatenate(expected)).all()
     assert (masks[0] == 0xFFFFFFFF).all()
     assert (masks[1, width - 1] == 0xFFFFFFFF).all()
+
+
+def test_a_guide_without_a_draft_is_masked_beside_one_with_a_draft(compiled: Compile, tokenizer: TextTokenizer) -> None:
+    guides = [compiled("json_schema", json.dumps(PERSON)), compiled("choice", '["yes", "no"]')]
+    draft = tokenizer.encode('{"name": "', add_special_tokens=False)
+    width = len(draft) + 1
+    masks, expected = (new_masks(2 * width, PADDED_VOCABULARY).reshape(2, width, -1) for _ in range(2))
+    fill_draft_masks([guides[0], None], [draft, []], expected)
+    fill_masks([guides[1]], expected[1, :1])
+    fill_draft_masks(guides, [draft, []], masks)
+    assert (masks == expected).all()
+    assert 0 < np.bitwise_count(masks[1, 0]).sum() < 12
