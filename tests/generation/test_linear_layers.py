@@ -79,26 +79,36 @@ def _kinds(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"), [(0, []), (1, []), (2, ["quantized"]), (64, ["quantized"]), (65, ["dequantised"])]
+    ("rows", "expected"),
+    [
+        (0, []),
+        (1, ["quantized"]),
+        (2, ["quantized", "quantized"]),
+        (64, ["quantized", "quantized"]),
+        (65, ["dequantised", "dequantised"]),
+    ],
 )
 def test_a_few_rows_of_quantised_layers_go_to_the_kernel(
     rows: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One alone where a bias is added: the first layer has one, the second has none."""
     model = Model(4, 32)
     model.set_dtype(mx.bfloat16)
     taken = _kinds(model, monkeypatch)
     x = mx.zeros((1, rows, 64), dtype=mx.bfloat16)
     assert model.layer(x).shape == (1, rows, 128)
     assert model.embed.as_linear(x).dtype == mx.bfloat16
-    assert taken == 2 * expected
+    assert taken == expected
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(1, []), (2, ["dense"]), (32, ["dense"]), (33, [])])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 32, 33])
 def test_a_few_rows_of_dense_layers_go_to_the_kernel(
-    rows: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+    rows: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    expected = ["dense"] if 2 - has_bias <= rows <= 32 else []
     model = Model(4, 32)
-    model.layer = nn.Linear(64, 128)
+    model.layer = nn.Linear(64, 128, bias=has_bias)
     model.set_dtype(mx.bfloat16)
     taken = _kinds(model, monkeypatch)
     model.layer(mx.zeros((rows, 64), dtype=mx.bfloat16))

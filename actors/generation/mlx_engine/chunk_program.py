@@ -16,7 +16,7 @@ import structlog
 
 from mlx_serving.actors.clock import Clock
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import chunk_attention, tensor_cores
+from mlx_serving.actors.generation.mlx_engine import chunk_attention, launched_numbers, tensor_cores
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
 from mlx_serving.actors.generation.mlx_engine.slab_pass import InPlacePass
@@ -115,10 +115,11 @@ class ChunkProgram:
     def _through(self, step: Callable[..., mx.array], ids: Sequence[int], caches: Caches, room: int) -> mx.array:
         width = min(width for width in WIDTHS if width >= len(ids))
         self._make_room(caches, room)
-        tokens = mx.array([[*ids, *[0] * (width - len(ids))]], dtype=mx.int32)
+        # Together, as they may come by one launch.
+        told = launched_numbers.integers([*ids, *[0] * (width - len(ids)), caches[0].offset])
         found = step(
-            tokens,
-            mx.array([caches[0].offset], dtype=mx.int32),
+            told[None, :width],
+            told[width:],
             [cache.keys for cache in caches],
             [cache.values for cache in caches],
         )

@@ -148,29 +148,29 @@ def _constant(name: str, value: Any) -> str:
 
 def prepare() -> None:
     """Find out whether programs run here: that takes an evaluation, which must not fall into the tracing of another."""
-    _architecture()
+    architecture()
 
 
 def kernel(name: str, input_names: Sequence[str], output_names: Sequence[str], source: str, header: str) -> Any:
     """In place of `mx.fast.cuda_kernel`."""
-    architecture = _architecture()
-    if architecture is None:
+    chip = architecture()
+    if chip is None:
         return mx.fast.cuda_kernel(
             name=name, input_names=input_names, output_names=output_names, source=source, header=header
         )
-    return Program(name, input_names, output_names, source, header, architecture)
+    return Program(name, input_names, output_names, source, header, chip)
 
 
 @functools.cache
-def _architecture() -> str | None:
+def architecture() -> str | None:
     """That of the device, if programs run on it."""
     if back_end() != "cuda":
         return None
     try:
         about = mx.device_info()
-        architecture = f"sm_{about['compute_capability_major']}{about['compute_capability_minor']}"
-        if _runs(architecture):
-            return architecture
+        found = f"sm_{about['compute_capability_major']}{about['compute_capability_minor']}"
+        if _runs(found):
+            return found
         _log.warning("a kernel compiled without MLX's headers computed something else; kernels take longer to compile")
     except Exception:
         _log.warning("kernels take longer to compile: NVRTC or MLX does not take them", exc_info=True)

@@ -36,8 +36,9 @@ def dense_from(rows: int) -> Product:
 
 
 def on_tensor_cores(layer: Any, x: mx.array, bias: mx.array | None) -> mx.array | None:
-    """A few rows by a kernel, many by a dense product."""
-    if rows_of(x) < 2 or not takes(layer) or (bias is not None and bias.dtype != x.dtype):
+    """A few rows by a kernel, many by a dense product. One row too where there is a bias: MLX has no kernel for it that
+    adds one, and cuBLAS's costs the host four times as much."""
+    if rows_of(x) < (2 if bias is None else 1) or not takes(layer) or (bias is not None and bias.dtype != x.dtype):
         return None
     if is_quantised(layer):
         if x.dtype != layer.scales.dtype:

@@ -11,7 +11,13 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import dequantize_model, load_model
 
 from mlx_serving.actors.errors import ModelLoadFailed
-from mlx_serving.actors.generation.mlx_engine import composed_attention, cuda_programs, draw_kernel, linear_layers
+from mlx_serving.actors.generation.mlx_engine import (
+    composed_attention,
+    cuda_programs,
+    draw_kernel,
+    launched_numbers,
+    linear_layers,
+)
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.rows_cache import RowsCache
@@ -39,6 +45,7 @@ def prepare_device(settings: Generation) -> None:
     if settings.memory_limit_bytes:
         mx.set_memory_limit(settings.memory_limit_bytes)
     cuda_programs.prepare()
+    launched_numbers.prepare()
     draw_kernel.choose("off" if is_cpu() and not settings.native_kernels else settings.sampler_kernel)
     composed_attention.choose(settings.composed_attention)
     if settings.wired_limit_bytes and mx.metal.is_available():

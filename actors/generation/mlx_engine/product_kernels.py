@@ -2,10 +2,10 @@
 
 MLX hands products of two and more rows to cuBLAS, which costs the host four times what a kernel does, and compiles a
 product with 4-bit weights for half a minute when it is first needed. These kernels read a weight once for up to 32
-rows; for one row alone MLX has kernels that cost the host less. A warp multiplies tiles of 16 outputs with 8 rows each
-(see `tensor_cores`); every thread multiplies what lies side by side in memory, and nothing is moved between threads.
-Digits of 4 bits become floats between 16 and 31 by their bits alone. Scales and biases are applied to the sums of a
-group, in float32:
+rows; for one row without a bias MLX has kernels that cost the host less. A warp multiplies tiles of 16 outputs with 8
+rows each (see `tensor_cores`); every thread multiplies what lies side by side in memory, and nothing is moved between
+threads. Digits of 4 bits become floats between 16 and 31 by their bits alone. Scales and biases are applied to the sums
+of a group, in float32:
 
     sum of (s q + b) x = s (sum of (16 + q) x) + (b - 16 s) (sum of x)
 

@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_serving.actors.generation.mlx_engine import draw_kernel, rejection
+from mlx_serving.actors.generation.mlx_engine import draw_kernel, launched_numbers, rejection
 from mlx_serving.actors.generation.mlx_engine.penalties import Adjustments, History
 from mlx_serving.actors.messages.values import Sampling
 
@@ -179,7 +179,7 @@ class Draw:
             return self._unchanging
         if len(uniform):
             self._told[:, 3] = uniform
-        numbers = mx.array(self._told)
+        numbers = launched_numbers.floats(self._told)
         if self.is_greedy:
             self._unchanging = numbers
         return numbers

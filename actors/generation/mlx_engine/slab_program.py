@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_serving.actors.generation.mlx_engine import launched_numbers
 from mlx_serving.actors.generation.mlx_engine.attention import AttendingCache
 from mlx_serving.actors.generation.mlx_engine.kv_slabs import SlabGroup
 from mlx_serving.actors.generation.mlx_engine.slab_pass import CopyingPass, GroupPass, InPlace, InPlacePass
@@ -98,7 +99,7 @@ class Program:
             if is_usual and tokens.shape[1] == 1 and self.kernel is not None and self.kernel.takes_slotless_rows:
                 return self._made_up(tokens, lengths, slabs)
             step = self._compiled_step if is_usual else self._in_place_step
-            return step(tokens, [mx.array(each, dtype=mx.int32) for each in lengths], slabs)
+            return step(tokens, [launched_numbers.integers(each) for each in lengths], slabs)
         lengths_now = [length for group in groups for length in group.lengths]
         is_even = len(set(lengths_now)) == 1
         self._pass.groups = [CopyingPass(group, tokens.shape[1]) for group in groups]
@@ -109,7 +110,7 @@ class Program:
         """By the compiled step, which is made for every number of rows, with rows that make up the number of each
         group: they have no tokens, and a slot at most that nobody has."""
         spare = [padded_rows(len(each)) - len(each) for each in lengths]
-        padded = [mx.array([*each, *[0] * more], dtype=mx.int32) for each, more in zip(lengths, spare, strict=True)]
+        padded = [launched_numbers.integers([*each, *[0] * more]) for each, more in zip(lengths, spare, strict=True)]
         if not any(spare):
             return self._compiled_step(tokens, padded, slabs)
         given: list[mx.array] = []

@@ -82,7 +82,7 @@ def test_a_program_is_compiled_once_and_given_sizes(monkeypatch: pytest.MonkeyPa
 def test_without_cuda_kernels_are_mlxs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(mx.fast, "cuda_kernel", lambda **parts: given.append(parts))
-    monkeypatch.setattr(cuda_programs, "_architecture", lambda: None)
+    monkeypatch.setattr(cuda_programs, "architecture", lambda: None)
     CUDA.kernel("name", ["x"], ["y"], SOURCE, "int f();")
     assert given == [
         {
@@ -105,11 +105,11 @@ def test_programs_are_used_only_where_one_was_right(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cuda_programs, "back_end", lambda: "cuda")
     monkeypatch.setattr(mx, "device_info", lambda: {"compute_capability_major": 8, "compute_capability_minor": 9})
     monkeypatch.setattr(cuda_programs, "_runs", trial)
-    cuda_programs._architecture.cache_clear()
+    cuda_programs.architecture.cache_clear()
     try:
-        assert cuda_programs._architecture() == ("sm_89" if runs else None)
+        assert cuda_programs.architecture() == ("sm_89" if runs else None)
     finally:
-        cuda_programs._architecture.cache_clear()
+        cuda_programs.architecture.cache_clear()
 
 
 def _registers(code: bytes) -> int:
