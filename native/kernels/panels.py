@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlx_serving.native.kernels import blocks, layers
 from mlx_serving.native.kernels.operations import OPERATIONS
-from mlx_serving.native.kernels.pure import PANEL_ROWS, from_panels
+from mlx_serving.native.kernels.pure import PANEL_BITS, PANEL_ROWS, digits_from_panels, from_panels
 
 FAMILIES = (
     *blocks.FAMILIES,
@@ -22,8 +22,6 @@ FAMILIES = (
 )
 """Modules whose models ask their linear layers to compute, and never for their weights."""
 
-_BITS = (4, 8)
-_PARTS = ("weight", "scales", "biases")
 _KINDS = (layers.NativeQuantizedLinear, layers.NativeQuantizedEmbedding)
 
 
@@ -34,17 +32,17 @@ def lay_out(model: Any) -> None:
     for module in model.modules():
         if not _suits(module, "lm_head" in model):
             continue
-        for part in _PARTS:
-            module[part] = OPERATIONS.to_panels(module[part])
+        module.weight = OPERATIONS.digits_to_panels(module.weight, module.bits)
+        module.scales, module.biases = OPERATIONS.to_panels(module.scales), OPERATIONS.to_panels(module.biases)
         # One layer at a time, so that no more than one is in memory twice.
-        mx.eval([module[part] for part in _PARTS])
+        mx.eval(module.weight, module.scales, module.biases)
 
 
 def take_back(module: Any) -> None:
     """Give a layer MLX's own layout again."""
     if type(module) in _KINDS and module.weight.ndim > 2:
-        for part in _PARTS:
-            module[part] = from_panels(module[part])
+        module.weight = digits_from_panels(module.weight, module.bits)
+        module.scales, module.biases = from_panels(module.scales), from_panels(module.biases)
 
 
 def _suits(module: Any, has_head: bool) -> bool:
@@ -52,4 +50,4 @@ def _suits(module: Any, has_head: bool) -> bool:
     kind = type(module)
     if kind is not layers.NativeQuantizedLinear and (kind is not layers.NativeQuantizedEmbedding or has_head):
         return False
-    return module.bits in _BITS and module.weight.shape[0] % PANEL_ROWS == 0
+    return module.bits in PANEL_BITS and module.weight.shape[0] % PANEL_ROWS == 0

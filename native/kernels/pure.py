@@ -14,6 +14,10 @@ FLOATING = (mx.float32, mx.float16, mx.bfloat16)
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 PANEL_ROWS = 32
+PANEL_BITS = (4, 5, 6, 8)
+_LOWER = 4
+"""Bits of a digit of 5 or 6 that panels keep as they keep digits of 4; the others stand apart."""
+_ROWS = 256
 
 
 def quantized_matmul(
@@ -27,7 +31,8 @@ def quantized_matmul(
     if weight.ndim == 3:
         parts = (weight, scales, biases)
         _require(all(part.ndim == 3 and part.shape[2] == PANEL_ROWS for part in parts), "panels must be of 32 rows")
-        weight, scales, biases = map(from_panels, parts)
+        _require(bits in PANEL_BITS, "panels must have 4, 5, 6 or 8 bits")
+        weight, scales, biases = digits_from_panels(weight, bits), from_panels(scales), from_panels(biases)
     _require(bits in BITS, "bits must be 2, 3, 4, 5, 6 or 8")
     _require(group_size in GROUP_SIZES, "group_size must be 32, 64 or 128")
     _floating(x=x, scales=scales)
@@ -68,6 +73,57 @@ def to_panels(matrix: mx.array) -> mx.array:
 def from_panels(panels: mx.array) -> mx.array:
     """The matrix that `to_panels` was given."""
     return mx.contiguous(panels.swapaxes(1, 2).reshape(-1, panels.shape[1]))
+
+
+def digits_to_panels(weight: mx.array, bits: int) -> mx.array:
+    """The same for a quantised matrix's words `[n, k * bits / 32]`.
+
+    Those of 32 columns with 5 or 6 bits become words of their digits' lower four bits, and one behind each four or two
+    of these with the other bits (native/src/cpu/panels.hpp). Raises ValueError for what panels do not take.
+    """
+    _require(bits in PANEL_BITS, "panels must have 4, 5, 6 or 8 bits")
+    _require(
+        weight.dtype == mx.uint32 and weight.ndim == 2 and weight.shape[1] % bits == 0,
+        f"digits {weight.shape} of {bits} bits must be uint32 words of 32 columns each",
+    )
+    return to_panels(_moved(weight, bits, _order(bits)))
+
+
+def digits_from_panels(panels: mx.array, bits: int) -> mx.array:
+    """The words that `digits_to_panels` was given."""
+    places = _order(bits)
+    return _moved(from_panels(panels), bits, [places.index(place) for place in range(len(places))])
+
+
+def _order(bits: int) -> list[int]:
+    """Which of the bits of 32 digits stands at each place of their words in panels."""
+    if bits in (4, 8):
+        return list(range(32 * bits))
+    width = bits - _LOWER
+    lower = _LOWER // width
+    order = [0] * (32 * bits)
+    for digit in range(32):
+        word, place = divmod(digit, 8)
+        step, vector = word // lower * (lower + 1), word % lower * 2 + place % 2
+        for bit in range(_LOWER):
+            order[32 * (step + word % lower) + _LOWER * place + bit] = digit * bits + bit
+        for bit in range(width):
+            order[32 * (step + lower) + place // 2 * 8 + vector * width + bit] = digit * bits + _LOWER + bit
+    return order
+
+
+def _moved(words: mx.array, bits: int, order: Sequence[int]) -> mx.array:
+    """Words of digits of so many bits, the bits of each 32 in this order."""
+    if list(order) == sorted(order):
+        return words
+    shifts, places = mx.arange(32, dtype=mx.uint32), mx.array(order)
+
+    def moved(rows: mx.array) -> mx.array:
+        single = ((rows[..., None] >> shifts) & 1).reshape(rows.shape[0], -1, 32 * bits)
+        return (single[..., places].reshape(*rows.shape, 32) << shifts).sum(axis=-1)
+
+    # A bit takes a whole number here, so that all rows at once would take 32 times the matrix.
+    return mx.concatenate([moved(words[row : row + _ROWS]) for row in range(0, words.shape[0], _ROWS)])
 
 
 def matmul(x: mx.array, weight: mx.array) -> mx.array:

@@ -33,6 +33,7 @@ NB_MODULE(_kernels, m) {
         "bits"_a);
   m.def("takes_panels", &mlx_serving::takes_panels);
   m.def("to_panels", &mlx_serving::to_panels, "matrix"_a);
+  m.def("digits_to_panels", &mlx_serving::digits_to_panels, "weight"_a, "bits"_a);
   m.def("matmul", &mlx_serving::matmul, "x"_a, "weight"_a);
   m.def("rms_norm", &mlx_serving::rms_norm, "x"_a, "weight"_a.none(), "eps"_a);
   m.def("layer_norm", &mlx_serving::layer_norm, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a);

@@ -108,7 +108,7 @@ def test_quantised_products(
 
 @examples(60)
 @given(
-    seeds, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128]), st.integers(1, 9), types, types,
+    seeds, st.sampled_from([4, 5, 6, 8]), st.sampled_from([32, 64, 128]), st.integers(1, 9), types, types,
     st.integers(1, 40), st.integers(1, 4), st.sampled_from([1e-20, 1.0, 1e20]),
 )  # fmt: skip
 def test_products_with_panels(
@@ -124,7 +124,8 @@ def test_products_with_panels(
     factor = size if dtype == mx.float32 else 1.0
     x = normal(seed + 1, (rows, group * groups)) * factor
     x = mx.where(mx.arange(x.shape[1]) == seed % x.shape[1], 50 * x, x).astype(dtype)
-    found = twin.quantized_matmul(x, *map(twin.to_panels, (weight, scales, biases)), group, bits)
+    parts = (twin.digits_to_panels(weight, bits), twin.to_panels(scales), twin.to_panels(biases))
+    found = twin.quantized_matmul(x, *parts, group, bits)
     agrees(found / factor, exact(x) / factor @ exact(wide).T, dtype)
 
 
@@ -152,6 +153,16 @@ def test_panels_are_rows_side_by_side(twin: ModuleType, panels: int, columns: in
     assert mx.array_equal(found, matrix.reshape(panels, 32, columns).swapaxes(1, 2)).item()
     pure = importlib.import_module("mlx_serving.native.kernels.pure")
     assert mx.array_equal(pure.from_panels(found), matrix).item()
+
+
+@examples(20)
+@given(seeds, st.sampled_from([4, 5, 6, 8]), st.integers(1, 3), st.integers(1, 5))
+def test_digits_go_to_panels_and_back(twin: ModuleType, seed: int, bits: int, panels: int, groups: int) -> None:
+    weight = mx.quantize(normal(seed, (32 * panels, 32 * groups)), group_size=32, bits=bits)[0]
+    pure = importlib.import_module("mlx_serving.native.kernels.pure")
+    found = twin.digits_to_panels(weight, bits)
+    assert mx.array_equal(found, pure.digits_to_panels(weight, bits)).item()
+    assert mx.array_equal(pure.digits_from_panels(found, bits), weight).item()
 
 
 @examples(60)
@@ -414,6 +425,8 @@ WRONG: dict[str, Wrong] = {
     "group": lambda twin: twin.quantized_matmul(one(1, 48), one(8, 6).astype(mx.uint32), one(8, 1), one(8, 1), 48, 4),
     "scales": lambda twin: twin.quantized_matmul(one(1, 64), one(8, 8).astype(mx.uint32), one(8, 2), one(8, 2), 64, 4),
     "rows of panels": lambda twin: twin.to_panels(one(33, 8)),
+    "bits of panels": lambda twin: twin.digits_to_panels(mx.zeros((32, 12), dtype=mx.uint32), 3),
+    "words of panels": lambda twin: twin.digits_to_panels(mx.zeros((32, 8), dtype=mx.uint32), 6),
     "axes": lambda twin: twin.quantized_matmul(
         one(1, 64), one(32, 8).astype(mx.uint32), one(1, 1, 32), one(1, 1, 32), 64, 4
     ),

@@ -20,7 +20,7 @@ struct QuantizedMatrix {
   int group;  // a multiple of 32 that divides columns
   int bits;   // 2, 3, 4, 5, 6 or 8
   // Whether kPanelRows rows lie side by side, word by word, and so do their scales and biases, group by group. Only
-  // with 4 or 8 bits, complete panels, and where the processor has `panel_product`.
+  // with 4, 5, 6 or 8 bits (panels.hpp), complete panels, and where the processor has `panel_product`.
   bool in_panels = false;
 
   long row_words() const { return columns * bits / 32; }

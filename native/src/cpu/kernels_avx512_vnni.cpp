@@ -17,10 +17,13 @@ namespace mlx_serving::cpu::avx512_vnni {
 namespace {
 
 constexpr int kPlanes = 3;
+// Bits of a digit that lie in its word's lower parts; the others, of 5 and 6, lie in words of their own (panels.hpp).
+template <int Bits>
+constexpr int kLow = Bits == 8 ? 8 : 4;
 // The largest integer of x: so that no byte of its planes overflows, and with digits of 4 bits a block's whole sum is an
 // integer of 32 bits.
 template <int Bits, int Block>
-constexpr float kLargest = Bits == 8 ? 8355000.0f : Block == 64 ? 2236900.0f : 4473900.0f;
+constexpr float kLargest = Bits > 4 ? 8355000.0f : Block == 64 ? 2236900.0f : 4473900.0f;
 // Blocks of smaller numbers are zeros: their scale's inverse would not be a float.
 constexpr float kSmallest = 1e-30f;
 // How far ahead of its use a matrix is fetched, in bytes of digits, and in groups of scales.
@@ -52,14 +55,14 @@ void split_block(const float* x, char* planes, float* scale, float* sum) {
   *scale = largest / kLargest<Bits, Block>;
   // Not finite if any of x is not, and with it the result.
   *sum = _mm512_reduce_add_ps(total);
-  // A word's digits of 4 bits leave it as two vectors of bytes: every other one, then those between.
+  // A word's parts of 4 bits leave it as two vectors of bytes: every other one, then those between.
   const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
   for (int i = 0; i < kVectors; i++) {
     __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], inverse));
     for (int plane = 0; plane < kPlanes; plane++) {
       __m128i bytes = _mm512_cvtepi32_epi8(integers);
       __m512i lowest = _mm512_cvtepi8_epi32(bytes);
-      if constexpr (Bits == 4) bytes = _mm_shuffle_epi8(bytes, order);
+      if constexpr (kLow<Bits> == 4) bytes = _mm_shuffle_epi8(bytes, order);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(planes + plane * Block + 16 * i), bytes);
       integers = _mm512_srai_epi32(_mm512_sub_epi32(integers, lowest), 8);
     }
@@ -100,13 +103,27 @@ inline __m512 joined(const __m512i (&sums)[kPlanes]) {
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[2]), _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(lower));
 }
 
+// The digits of 5 or 6 bits whose lower four are in `low`: the others are those at 4 + place * Width of each byte of `high`, were
+// they in place.
+template <int Width>
+inline __m512i with_high(__m512i low, __m512i high, int place) {
+  int left = 4 - place * Width;
+  __m512i moved = left > 0 ? _mm512_slli_epi32(high, unsigned(left)) : _mm512_srli_epi32(high, unsigned(-left));
+  constexpr int kOrAnd = 0xf8;  // a | (b & c)
+  return _mm512_ternarylogic_epi32(low, moved, _mm512_set1_epi8(((1 << Width) - 1) << 4), kOrAnd);
+}
+
 // Adds to y [Rows][kPanelRows] the products of a panel with rows of x in planes.
 template <int Bits, int Block, int Rows>
 void multiply_panel(const QuantizedMatrix& panel, const char* planes, float* y) {
   constexpr int kVectors = kPanelRows / 16;
-  constexpr int kParts = 8 / Bits;
-  constexpr int kWords = Block * Bits / 32;
-  const __m512i low = _mm512_set1_epi8((1 << Bits) - 1);
+  constexpr int kParts = 8 / kLow<Bits>;
+  // Bits of a digit beside its lower ones, and words whose digits share one word of these.
+  constexpr int kHigh = Bits - kLow<Bits>;
+  constexpr int kWords = kHigh ? 4 / kHigh : 1;
+  constexpr int kStep = kWords + (kHigh ? 1 : 0);
+  constexpr int kSteps = Block * Bits / 32 / kStep;
+  const __m512i low = _mm512_set1_epi8((1 << kLow<Bits>) - 1);
   const char* words = reinterpret_cast<const char*>(panel.weight);
   long blocks = panel.columns / Block;
   int shift = panel.group > Block ? 1 : 0;
@@ -119,21 +136,25 @@ void multiply_panel(const QuantizedMatrix& panel, const char* planes, float* y) 
 #pragma GCC unroll 3
         for (int plane = 0; plane < kPlanes; plane++) sums[v][m][plane] = _mm512_setzero_si512();
 #pragma GCC unroll 1
-    for (int word = 0; word < kWords; word++, words += 64 * kVectors) {
-      __m512i column[kVectors];
+    for (int step = 0; step < kSteps; step++, words += 64 * kVectors * kStep) {
+      __m512i high[kVectors];
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; v++) {
-        column[v] = _mm512_loadu_si512(words + 64 * v);
-        prefetch(words + 64 * v + kBytesAhead);
+        if constexpr (kHigh != 0) high[v] = _mm512_loadu_si512(words + 64 * (kWords * kVectors + v));
+#pragma GCC unroll 5
+        for (int word = 0; word < kStep; word++) prefetch(words + 64 * (word * kVectors + v) + kBytesAhead);
       }
-#pragma GCC unroll 2
-      for (int part = 0; part < kParts; part++) {
+#pragma GCC unroll 8
+      for (int part = 0; part < kWords * kParts; part++) {
         __m512i digits[kVectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; v++)
-          digits[v] = Bits == 8 ? column[v]
-                                : _mm512_and_si512(part == 0 ? column[v] : _mm512_srli_epi32(column[v], 4), low);
-        const char* bytes = planes + (word * kParts + part) * 4;
+        for (int v = 0; v < kVectors; v++) {
+          digits[v] = _mm512_loadu_si512(words + 64 * (part / kParts * kVectors + v));
+          if constexpr (kParts == 2)
+            digits[v] = _mm512_and_si512(part % 2 == 0 ? digits[v] : _mm512_srli_epi32(digits[v], 4), low);
+          if constexpr (kHigh != 0) digits[v] = with_high<kHigh>(digits[v], high[v], part);
+        }
+        const char* bytes = planes + (step * kWords * kParts + part) * 4;
 #pragma GCC unroll 4
         for (int m = 0; m < Rows; m++)
 #pragma GCC unroll 3
@@ -179,6 +200,23 @@ template <int Bits, int Block>
 constexpr MultiplyPanel kMultiply[kPanelTile] = {multiply_panel<Bits, Block, 1>, multiply_panel<Bits, Block, 2>,
                                                  multiply_panel<Bits, Block, 3>, multiply_panel<Bits, Block, 4>};
 
+template <int Block>
+const MultiplyPanel* multiply_of(int bits) {
+  switch (bits) {
+    case 4: return kMultiply<4, Block>;
+    case 5: return kMultiply<5, Block>;
+    case 6: return kMultiply<6, Block>;
+    default: return kMultiply<8, Block>;
+  }
+}
+
+using SplitBlocks = void (*)(const float* x, long count, long columns, char* planes);
+
+template <int Block>
+SplitBlocks split_of(int bits) {
+  return bits == 4 ? split_blocks<4, Block> : bits == 8 ? split_blocks<8, Block> : split_blocks<6, Block>;
+}
+
 }  // namespace
 
 long panel_bytes(long columns, int group) {
@@ -186,15 +224,14 @@ long panel_bytes(long columns, int group) {
 }
 
 void split_planes(const float* x, long count, long columns, int group, int bits, char* planes) {
-  auto split = bits == 4 ? (block_of(group) == 32 ? split_blocks<4, 32> : split_blocks<4, 64>)
-                         : (block_of(group) == 32 ? split_blocks<8, 32> : split_blocks<8, 64>);
+  auto split = block_of(group) == 32 ? split_of<32>(bits) : split_of<64>(bits);
   split(x, count, columns, planes);
 }
 
 void panel_product(const QuantizedMatrix& matrix, long first, long last, const char* planes, long count, float* y,
                    long y_stride) {
-  const MultiplyPanel* of = matrix.bits == 4 ? (block_of(matrix.group) == 32 ? kMultiply<4, 32> : kMultiply<4, 64>)
-                                             : (block_of(matrix.group) == 32 ? kMultiply<8, 32> : kMultiply<8, 64>);
+  const MultiplyPanel* of =
+      block_of(matrix.group) == 32 ? multiply_of<32>(matrix.bits) : multiply_of<64>(matrix.bits);
   MultiplyPanel multiply = of[count - 1];
   QuantizedMatrix panel = matrix;
   for (long row = first; row < last; row += kPanelRows) {

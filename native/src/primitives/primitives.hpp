@@ -21,6 +21,8 @@ mx::array quantized_matmul(const mx::array& x, const mx::array& weight, const mx
 bool takes_panels();
 // A matrix [n, k] as panels [n / 32, k, 32]: rows next to each other, element by element; n is a multiple of 32.
 mx::array to_panels(const mx::array& matrix);
+// The same for words of digits, which panels have in an order of their own with 5 and 6 bits (cpu/panels.hpp).
+mx::array digits_to_panels(const mx::array& weight, int bits);
 // Rows of a matrix as it is or in panels.
 int matrix_rows(const mx::array& weight);
 // Throws std::invalid_argument unless these panels can be multiplied with here.

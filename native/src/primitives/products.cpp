@@ -1,5 +1,5 @@
 // Matrix products.
-#include "../cpu/pool.hpp"
+#include "../cpu/panels.hpp"
 #include "../cpu/products.hpp"
 
 #include "arrays.hpp"
@@ -71,39 +71,38 @@ class DenseProduct : public CpuPrimitive {
   }
 };
 
+// `bits`: of the digits in the matrix's words; 0: its elements are whole.
 class ToPanels : public CpuPrimitive {
  public:
-  using CpuPrimitive::CpuPrimitive;
+  ToPanels(mx::Stream stream, int bits) : CpuPrimitive(stream), bits_(bits) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     mx::array given = contiguous_input(inputs[0], encoder);
     allocate(outputs[0]);
-    int panels = outputs[0].shape(0);
-    long columns = given.shape(1);
-    encoder.dispatch([=, out = outputs[0]]() mutable {
-      if (given.itemsize() == 4) interleave(given.data<uint32_t>(), panels, columns, out.data<uint32_t>());
-      else interleave(given.data<uint16_t>(), panels, columns, out.data<uint16_t>());
+    long rows = given.shape(0), columns = given.shape(1);
+    encoder.dispatch([=, bits = bits_, out = outputs[0]]() mutable {
+      if (bits != 0) cpu::digits_to_panels(given.data<uint32_t>(), rows, columns, bits, out.data<uint32_t>());
+      else if (given.itemsize() == 4) cpu::to_panels(given.data<uint32_t>(), rows, columns, out.data<uint32_t>());
+      else cpu::to_panels(given.data<uint16_t>(), rows, columns, out.data<uint16_t>());
     });
   }
   const char* name() const override { return "mlx_serving::ToPanels"; }
-  bool is_equivalent(const mx::Primitive&) const override { return true; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return bits_ == static_cast<const ToPanels&>(other).bits_;
+  }
   std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
     return {panel_shape(inputs[0])};
   }
 
  private:
-  template <class T>
-  static void interleave(const T* from, int panels, long columns, T* to) {
-    auto panel = [&](int number) {
-      long first = number * cpu::kPanelRows * columns;
-      for (long k = 0; k < columns; k++)
-        for (long row = 0; row < cpu::kPanelRows; row++)
-          to[first + k * cpu::kPanelRows + row] = from[first + row * columns + k];
-    };
-    cpu::parallel(panels, panel);
-  }
+  int bits_;
 };
+
+void require_panel_rows(const mx::array& matrix) {
+  require(matrix.ndim() == 2 && matrix.size() > 0 && matrix.shape(0) % cpu::kPanelRows == 0,
+          "a matrix " + shape_text(matrix) + " in panels must have a multiple of 32 rows");
+}
 
 mx::array product(const mx::array& x, int rows, std::shared_ptr<mx::Primitive> primitive,
                   std::vector<mx::array> inputs) {
@@ -143,7 +142,7 @@ int matrix_rows(const mx::array& weight) {
 
 void check_panels(const mx::array& weight, const mx::array& scales, int bits) {
   require(takes_panels(), "this processor has no products with panels");
-  require(bits == 4 || bits == 8, "panels must have 4 or 8 bits");
+  require(cpu::panels_take(bits), "panels must have 4, 5, 6 or 8 bits");
   require(weight.shape(2) == cpu::kPanelRows && scales.shape(2) == cpu::kPanelRows,
           "panels " + shape_text(weight) + " and " + shape_text(scales) + " must be of 32 rows");
 }
@@ -153,10 +152,17 @@ bool takes_panels() {
 }
 
 mx::array to_panels(const mx::array& matrix) {
-  require(matrix.ndim() == 2 && matrix.size() > 0 && matrix.shape(0) % cpu::kPanelRows == 0,
-          "a matrix " + shape_text(matrix) + " in panels must have a multiple of 32 rows");
+  require_panel_rows(matrix);
   require(matrix.itemsize() == 4 || matrix.itemsize() == 2, "a matrix in panels must be of two or four bytes each");
-  return mx::array(panel_shape(matrix), matrix.dtype(), std::make_shared<ToPanels>(cpu_stream()), {matrix});
+  return mx::array(panel_shape(matrix), matrix.dtype(), std::make_shared<ToPanels>(cpu_stream(), 0), {matrix});
+}
+
+mx::array digits_to_panels(const mx::array& weight, int bits) {
+  require_panel_rows(weight);
+  require(cpu::panels_take(bits), "panels must have 4, 5, 6 or 8 bits");
+  require(weight.dtype() == mx::uint32 && weight.shape(1) % bits == 0,
+          "digits " + shape_text(weight) + " of " + std::to_string(bits) + " bits must be uint32 words of 32 columns each");
+  return mx::array(panel_shape(weight), weight.dtype(), std::make_shared<ToPanels>(cpu_stream(), bits), {weight});
 }
 
 mx::array matmul(const mx::array& x, const mx::array& weight) {

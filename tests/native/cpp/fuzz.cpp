@@ -15,6 +15,7 @@
 
 #include "block.hpp"
 #include "draw.hpp"
+#include "panels.hpp"
 #include "pool.hpp"
 
 using namespace mlx_serving::cpu;
@@ -113,7 +114,8 @@ struct Quantized {
   }
   // The same in panels, kept in this; `rows` is a multiple of kPanelRows.
   void lay_out() {
-    words = in_panels(words, columns * bits / 32);
+    std::vector<uint32_t> given = words;
+    digits_to_panels(given.data(), rows, columns * bits / 32, bits, words.data());
     for (auto* part : {&scales, &biases}) {
       if (type == Type::f32) *part = bytes_of(in_panels(elements<uint32_t>(*part), columns / group));
       else *part = bytes_of(in_panels(elements<uint16_t>(*part), columns / group));
@@ -176,7 +178,7 @@ void quantised_product() {
   long rows = number(0, 1) ? number(1, 70) : kPanelRows * number(1, 3), count = number(1, 40);
   Quantized weight = quantized(rows, group * number(1, 6), group, bits);
   check_product(weight.matrix(), weight.values, count, "quantised product");
-  if (kernels().panel_product == nullptr || (bits != 4 && bits != 8) || rows % kPanelRows != 0) return;
+  if (kernels().panel_product == nullptr || !panels_take(bits) || rows % kPanelRows != 0) return;
   weight.lay_out();
   QuantizedMatrix matrix = weight.matrix();
   matrix.in_panels = true;
@@ -428,7 +430,7 @@ Layer layer(long rows, long columns, int bits) {
     made.projection.dense = {made.dense.bytes.data(), made.dense.type, rows, columns, columns};
   } else {
     made.packed = quantized(rows, columns, 32, bits, size / float(1 << bits));
-    bool in_panels = kernels().panel_product != nullptr && bits % 4 == 0 && rows % kPanelRows == 0 && number(0, 1);
+    bool in_panels = kernels().panel_product != nullptr && panels_take(bits) && rows % kPanelRows == 0 && number(0, 1);
     if (in_panels) made.packed.lay_out();
     made.projection.is_quantized = true;
     made.projection.quantized = made.packed.matrix();

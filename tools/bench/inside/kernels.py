@@ -25,8 +25,8 @@ _TOKENS, _SHORT, _STOCK_PROMPT = 96, 24, 16
 
 
 def kernels(subject: Subject, variant: str, repetitions: int) -> dict[str, Any]:
-    """Tokens a second of each number of rows and of a prompt; with the native kernels, those of one row beside the memory
-    bandwidth as well."""
+    """Tokens a second of each number of rows and of a prompt; with the native kernels, those of one row beside the
+    memory bandwidth as well."""
     tokens = _FEW.get(variant, _TOKENS)
     if variant == "stock":
         measures = _stock(subject, tokens)
@@ -44,8 +44,8 @@ def kernels(subject: Subject, variant: str, repetitions: int) -> dict[str, Any]:
 
 
 def _beside_bandwidth(subject: Subject, engine: Any, tokens: int) -> dict[str, float]:
-    """Tokens a second of one row and the memory bandwidth (bytes a second) of the same moment, which on virtual machines
-    changes within minutes: the better of just before and just after."""
+    """Tokens a second of one row and the memory bandwidth (bytes a second) of the same moment, which on virtual
+    machines changes within minutes: the better of just before and just after."""
     before = bandwidth(usable_cores())
     rate = _decode(subject, engine, 1, tokens)
     return {"rate": rate, "bandwidth": max(before, bandwidth(usable_cores()))}
