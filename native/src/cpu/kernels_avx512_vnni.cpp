@@ -103,8 +103,7 @@ inline __m512 joined(const __m512i (&sums)[kPlanes]) {
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[2]), _mm512_set1_ps(65536.0f), _mm512_cvtepi32_ps(lower));
 }
 
-// The digits of 5 or 6 bits whose lower four are in `low`: the others are those at 4 + place * Width of each byte of `high`, were
-// they in place.
+// Digits of 4 + Width bits: their lower four are those of `low`, the others the `place`-th Width bits of each byte of `high`.
 template <int Width>
 inline __m512i with_high(__m512i low, __m512i high, int place) {
   int left = 4 - place * Width;
