@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,35 @@ def test_a_reason_why_an_actor_cannot_start_is_told_without_a_traceback(
     errors = [entry for entry in entries if entry["log_level"] == "error"]
     assert [entry["event"] for entry in errors] == logged
     assert all(entry["exc_info"] is error for entry in errors)
+
+
+class Settled(Actor):
+    """Says what was kept out of garbage collections when it first worked, and fails then."""
+
+    name = "qos"
+    frozen = 0
+
+    @property
+    def pending(self) -> int:
+        return 1
+
+    def work(self) -> None:
+        self.frozen = gc.get_freeze_count()
+        raise RuntimeError("enough")
+
+
+@pytest.mark.parametrize("in_host", [False, True])
+def test_what_a_process_has_when_its_actor_is_ready_is_no_longer_searched_for_garbage(
+    bus: Bus, book: AddressBook, supervisor: Inbox, home: Path, in_host: bool
+) -> None:
+    """In the host others come and go."""
+    actor, before = Settled(), gc.get_freeze_count()
+    try:
+        Loop(actor, Node(bus, Place("qos", book, in_host), Settings(), home)).run()
+        assert (actor.frozen > before) == (not in_host)
+    finally:
+        gc.unfreeze()
+    assert isinstance(received(supervisor), ActorReady)
 
 
 def received(inbox: Inbox) -> object:

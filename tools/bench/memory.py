@@ -13,7 +13,8 @@ from tools.bench.load import summarise
 from tools.bench.peers import Server
 from tools.bench.spec import COMPLETIONS, Request
 
-_REST_SECONDS = 2.0
+_REST_SECONDS = 3.0
+"""A replica returns freed memory between one and two seconds after its last step."""
 _KINDS: tuple[dict[str, Any], ...] = (
     {},
     {},

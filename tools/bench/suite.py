@@ -27,7 +27,7 @@ from tools.bench.startup import startup as measure_startup
 from tools.bench.store import model_folder
 
 _SMALL_CACHE = {"GENERATION__PREFIX_CACHE__BYTES": str(16 << 20), "GENERATION__PREFIX_CACHE__DISK_BYTES": str(32 << 20)}
-"""A prefix cache that is full long before the first reading."""
+"""A prefix cache that is full, in memory and on disk, long before the first reading."""
 
 
 @attrs.frozen
