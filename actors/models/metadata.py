@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -37,8 +38,8 @@ def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
     tensors = [tensor for listed, _ in headers for tensor in listed]
     quantization = _quantization(folder, config, text)
     dtype = _float_type(tensors)
-    tokenizer = TextTokenizer.load(folder)
-    return ModelRecord(
+    record = functools.partial(
+        ModelRecord,
         name=name,
         path=folder,
         source=source,
@@ -47,14 +48,17 @@ def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
         dtype=dtype,
         quantization=quantization,
         context_length=_first_integer(folder, text, _CONTEXT_KEYS),
-        vocab_size=_vocabulary(text, config, tensors, tokenizer),
         bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         num_layers=_layers(folder, text),
         kv_bytes_per_token=_kv_bytes(folder, text, _ITEM_BYTES[dtype]),
-        eos_token_ids=tuple(sorted(tokenizer.eos_token_ids)),
         is_vision="vision_config" in config or "vision_tower" in config,
-        has_chat_template=tokenizer.has_chat_template,
         fingerprint=_fingerprint(raw_config, files, headers),
+    )
+    tokenizer = TextTokenizer.load(folder)  # takes far longer than the rest: nothing else may fail behind it
+    return record(
+        vocab_size=_vocabulary(text, config, tensors, tokenizer),
+        eos_token_ids=tuple(sorted(tokenizer.eos_token_ids)),
+        has_chat_template=tokenizer.has_chat_template,
     )
 
 

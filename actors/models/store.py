@@ -18,6 +18,7 @@ import attrs
 
 from mlx_serving.actors.errors import InvalidParameter, ModelLoadFailed, ModelNotFound, UntrustedPath
 from mlx_serving.actors.models.aliases import ALIASES, RegistryModel
+from mlx_serving.actors.models.descriptions import Descriptions
 from mlx_serving.actors.models.folder_import import complete_tokenizer, gather
 from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.actors.models.names import folder_name, is_hub_id, is_name, new_name, not_found
@@ -34,6 +35,7 @@ class ModelStore:
     """All methods may be called from several threads and processes at once."""
 
     home: Path
+    _descriptions: Descriptions = attrs.field(factory=Descriptions, eq=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -72,7 +74,7 @@ class ModelStore:
         folder = self.folder / folder_name(name) if is_name(name) else None
         if folder is None or not folder.is_dir():
             raise not_found(name, self._names())
-        return describe_folder(folder.resolve(), name, _source(folder))
+        return self._descriptions.of(folder.resolve(), name, _source(folder))
 
     def resolve(self, name_or_path: str, trusted: Sequence[Path] = ()) -> ModelRecord:
         """A stored model by name, or a folder within `trusted` or the store by path.
@@ -93,7 +95,7 @@ class ModelStore:
             raise InvalidParameter(f"{name_or_path} is a GGUF file: `models import` makes a model of it", field="model")
         if not path.is_dir() or path.is_relative_to(self._partial.resolve()):
             raise not_found(name_or_path, self._names())
-        return describe_folder(path, name_or_path, _source(path))
+        return self._descriptions.of(path, name_or_path, _source(path))
 
     def pull(self, name: str, progress: Progress = silent) -> ModelRecord:
         """Fetches an alias or a hub id; a model that is here and whole is returned as it is."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support.gguf_files import HEAD_DIM, KV_HEADS, write_tiny
 
 from mlx_serving.actors.errors import ModelLoadFailed
+from mlx_serving.actors.models import metadata
 from mlx_serving.actors.models.gguf_import import convert
 from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.actors.models.record import ModelRecord, Quantization
@@ -51,6 +52,18 @@ def test_every_field_is_read_from_the_files(tmp_path: Path) -> None:
     assert record.eos_token_ids == (0, 2)
     assert (record.is_vision, record.has_chat_template) == (False, True)
     assert record.bytes == sum(path.stat().st_size for path in (tmp_path / "model").iterdir())
+
+
+def test_a_folder_that_says_too_little_costs_no_look_at_its_tokenizer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(folder: Path) -> None:
+        raise AssertionError("the tokenizer was read")
+
+    monkeypatch.setattr(metadata.TextTokenizer, "load", load)
+    change_config(folder, num_attention_heads=None)
+    with pytest.raises(ModelLoadFailed, match="num_attention_heads"):
+        describe(folder)
 
 
 @pytest.mark.model
