@@ -35,6 +35,10 @@ class Descriptions:
         return attrs.evolve(record, name=name, source=source)
 
 
+OF_THIS_PROCESS = Descriptions()
+"""The host's actors have a store each, for the same folders."""
+
+
 def _stamp(folder: Path) -> _Stamp:
     """A link counts as the file that it leads to; one that leads nowhere is none."""
     found = []

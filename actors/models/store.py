@@ -18,7 +18,7 @@ import attrs
 
 from mlx_serving.actors.errors import InvalidParameter, ModelLoadFailed, ModelNotFound, UntrustedPath
 from mlx_serving.actors.models.aliases import ALIASES, RegistryModel
-from mlx_serving.actors.models.descriptions import Descriptions
+from mlx_serving.actors.models.descriptions import OF_THIS_PROCESS, Descriptions
 from mlx_serving.actors.models.folder_import import complete_tokenizer, gather
 from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.actors.models.names import folder_name, is_hub_id, is_name, new_name, not_found
@@ -35,7 +35,7 @@ class ModelStore:
     """All methods may be called from several threads and processes at once."""
 
     home: Path
-    _descriptions: Descriptions = attrs.field(factory=Descriptions, eq=False, repr=False)
+    _descriptions: Descriptions = attrs.field(default=OF_THIS_PROCESS, eq=False, repr=False)
 
     @property
     def folder(self) -> Path:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from support.gguf_files import HEAD_DIM, KV_HEADS, write_tiny
 
 from mlx_serving.actors.errors import ModelLoadFailed
-from mlx_serving.actors.models import metadata
 from mlx_serving.actors.models.gguf_import import convert
 from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.actors.models.record import ModelRecord, Quantization
 from mlx_serving.actors.models.safetensors_file import SafetensorsWriter, StoredTensor, read_header
+from mlx_serving.actors.models.tokenizer import TextTokenizer
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_folder_that_says_too_little_costs_no_look_at_its_tokenizer(
     def load(folder: Path) -> None:
         raise AssertionError("the tokenizer was read")
 
-    monkeypatch.setattr(metadata.TextTokenizer, "load", load)
+    monkeypatch.setattr(TextTokenizer, "load", load)
     change_config(folder, num_attention_heads=None)
     with pytest.raises(ModelLoadFailed, match="num_attention_heads"):
         describe(folder)
