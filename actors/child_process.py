@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 
+from mlx_serving.actors import codec
 from mlx_serving.actors.base import Loop, Node, Place, socket_options
 from mlx_serving.actors.children import Order
 from mlx_serving.actors.logs import configure_logging
@@ -27,6 +28,8 @@ def main() -> int:
     order = Order.from_json(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()
     configure_logging(order.settings.telemetry)
+    # Beside the actor's own start, which takes a replica far longer.
+    threading.Thread(target=codec.prepare, name="codec", daemon=True).start()
     bus = Bus(socket_options(order.settings))
     node = Node(bus, Place(order.name, order.book, in_host=False), order.settings, order.home)
     ended_well = Loop(make_actor(order), node).run()

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mlx_serving.actors import codec
 from mlx_serving.actors.base import Node
 from mlx_serving.actors.children import Child, Order
 from mlx_serving.actors.errors import (
@@ -114,6 +115,7 @@ class Supervisor:
         try:
             self._start_control()
             self._start_models()
+            codec.prepare()  # while the replicas load
             while not self._ended:
                 self._turn()
         except Exception as error:

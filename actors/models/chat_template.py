@@ -8,6 +8,7 @@ come with models from strangers, so they run in jinja's immutable sandbox and se
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,17 @@ class ChatTemplate:
     _compiled: dict[str, jinja2.Template] = attrs.field(factory=dict, init=False, repr=False)
     _read: dict[str, frozenset[str]] = attrs.field(factory=dict, init=False, repr=False)
     _wants_text: bool | None = attrs.field(default=None, init=False, repr=False)
+
+    def prepare(self) -> None:
+        """Compile the templates and look into them, which the first request would wait for.
+
+        Says nothing about a template that cannot be read: that is told to whoever asks for it.
+        """
+        for name in self.sources:
+            with contextlib.suppress(TokenizerFailed):
+                self._template(name)
+                self.variables(name)
+        self._wants_text = self._refuses_objects()
 
     @property
     def has_tools(self) -> bool:

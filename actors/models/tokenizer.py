@@ -64,6 +64,11 @@ class TextTokenizer:
             texts=TokenTexts(backend.id_to_token) if isinstance(backend.decoder, decoders.ByteLevel) else None,
         )
 
+    def prepare(self) -> None:
+        """Do what the first text and the first conversation would wait for: threads, templates."""
+        self.chat.prepare()
+        self.encode("a")
+
     @property
     def bos_token(self) -> str | None:
         return self.special_tokens.get("bos_token")

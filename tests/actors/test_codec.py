@@ -1,12 +1,15 @@
 """The codec on every message, and on bytes that are none."""
 
+import contextlib
+
 import attrs
 import hypothesis.strategies as st
 import msgpack
 import pytest
+from cattrs.dispatch import FunctionDispatch
 from hypothesis import HealthCheck, given, settings
 
-from mlx_serving.actors.codec import MESSAGES, decode, encode
+from mlx_serving.actors.codec import MESSAGES, decode, encode, prepare
 from mlx_serving.actors.errors import ErrorInfo, ProtocolError
 from mlx_serving.actors.messages.admission import (
     GenerationRequested,
@@ -46,6 +49,24 @@ def test_every_message_survives_the_wire(envelope: Envelope) -> None:
         return  # integers beyond 64 bits and lone surrogates cannot leave
     decoded = decode(frame)
     assert attrs.asdict(decoded) == attrs.asdict(envelope) or "nan" in repr(envelope)
+
+
+@pytest.mark.parametrize("kind", MESSAGES.values(), ids=MESSAGES)
+def test_once_prepared_no_message_makes_the_converter_look_for_anything(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_for: list[object] = []
+    prepare()
+    monkeypatch.setattr(FunctionDispatch, "dispatch", lambda _, wanted: looked_for.append(wanted))
+
+    @settings(max_examples=10)
+    @given(st.builds(Envelope, st.from_type(kind), st.just("f")))
+    def passes(envelope: Envelope) -> None:
+        with contextlib.suppress(ProtocolError):
+            decode(encode(envelope))
+
+    passes()
+    assert looked_for == []
 
 
 @settings(max_examples=500, deadline=None)

@@ -125,3 +125,11 @@ def test_a_call_that_qwens_first_templates_show_in_doubled_braces_is_shown_as_js
     text = chat.render([{"role": "user", "content": "{{as it is}}"}])
     call = '{"name": <function-name>, "arguments": <args-json-object>}'
     assert text == f"<tool_call>\n{call}\n</tool_call>{{{{as it is}}}}"
+
+
+def test_preparing_leaves_what_is_wrong_with_a_template_to_whoever_renders_it() -> None:
+    chat = ChatTemplate({"default": "{% if %}", "tool_use": "{{ tools[0].function.name }}"})
+    chat.prepare()
+    assert chat.render(MESSAGES, tools=TOOLS) == "f"
+    with pytest.raises(TokenizerFailed, match="refused"):
+        chat.render(MESSAGES)
