@@ -9,7 +9,7 @@ from mlx_serving.actors.admission.models import Answer, Models
 from mlx_serving.actors.admission.rendering import RenderingPool
 from mlx_serving.actors.errors import describe
 from mlx_serving.actors.messages.admission import AdapterAddRequested, AdapterRemoveRequested, AdaptersRequested
-from mlx_serving.actors.messages.frontend import AdaptersListed, Done, Refused
+from mlx_serving.actors.messages.frontend import AdaptersListed, DamagedAdapter, Done, Refused
 
 
 class Adapters:
@@ -21,7 +21,12 @@ class Adapters:
         self._library = models.library
 
     def list(self, _: AdaptersRequested, answer: Answer) -> None:
-        self._run(lambda: AdaptersListed(tuple(each.info() for each in self._library.adapters.list())), answer)
+        def job() -> AdaptersListed:
+            store = self._library.adapters
+            damaged = tuple(DamagedAdapter(name, reason) for name, reason in store.problems().items())
+            return AdaptersListed(tuple(each.info() for each in store.list()), damaged)
+
+        self._run(job, answer)
 
     def add(self, asked: AdapterAddRequested, answer: Answer) -> None:
         def job() -> AdaptersListed:

@@ -137,10 +137,19 @@ class ModelsListed:
 
 
 @attrs.frozen
+class DamagedAdapter:
+    """A LoRA adapter that cannot be used, as `base:name`, and why."""
+
+    adapter: str
+    reason: str
+
+
+@attrs.frozen
 class AdaptersListed:
     """LoRA adapters, by base and name."""
 
     adapters: tuple[AdapterInfo, ...]
+    damaged: tuple[DamagedAdapter, ...] = ()
 
 
 @attrs.frozen

@@ -25,9 +25,10 @@ class Adapters:
         self._client = client
 
     async def list(self, request: Request) -> Response:
-        """Every adapter that can be used."""
+        """Every adapter that can be used, and apart from them those that cannot, with the reason."""
         listed: AdaptersListed = await self._client.ask(AdaptersRequested())
-        return JsonReply({"object": "list", "data": [_adapter(each) for each in listed.adapters]})
+        damaged = [{"id": each.adapter, "object": "adapter", "error": each.reason} for each in listed.damaged]
+        return JsonReply({"object": "list", "data": [_adapter(each) for each in listed.adapters], "damaged": damaged})
 
     async def add(self, request: Request) -> Response:
         """Copy an adapter into the store; answers once requests may choose it."""

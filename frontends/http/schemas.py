@@ -148,7 +148,11 @@ COMPONENTS: dict[str, Schema] = {
     ),
     "ModelPinned": _object(id=_STRING, object={"const": "model"}, pinned=_BOOLEAN),
     "Adapter": _ADAPTER,
-    "AdapterList": _object(object={"const": "list"}, data=_list(_ADAPTER)),
+    "AdapterList": _object(
+        object={"const": "list"},
+        data=_list(_ADAPTER),
+        damaged=_list(_object(id=_STRING, object={"const": "adapter"}, error=_STRING)),
+    ),
     "AdapterRemoved": _object(id=_STRING, object={"const": "adapter"}, removed=_BOOLEAN),
     "ModelUnloaded": _object(id=_STRING, object={"const": "model"}, state={"const": "unloaded"}),
     "Tokenized": _object(

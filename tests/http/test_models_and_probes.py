@@ -11,7 +11,7 @@ from support.fake_client import MODEL, FakeClient, served, status
 
 from mlx_serving.actors.errors import ActorUnavailable, ModelNotFound
 from mlx_serving.actors.messages import admission as asked
-from mlx_serving.actors.messages.frontend import ModelsListed
+from mlx_serving.actors.messages.frontend import AdaptersListed, DamagedAdapter, ModelsListed
 
 Serve = Callable[..., str]
 Browse = Callable[[str], httpx2.Client]
@@ -99,6 +99,17 @@ def test_adapters_are_listed_added_and_removed(serve: Serve, browse: Browse) -> 
     assert browser.post("/admin/adapters/remove", json={"adapter": "tiny:sql"}).json()["removed"] is True
     assert client.asked[1:] == [asked.AdapterAddRequested(**body), asked.AdapterRemoveRequested("tiny:sql")]
     assert browser.post("/admin/adapters/add", json={"folder": "x"}).json()["error"]["param"] == "base"
+
+
+def test_a_damaged_adapter_is_listed_apart_with_its_reason(serve: Serve, browse: Browse) -> None:
+    client = FakeClient()
+    damaged = DamagedAdapter("tiny:cut", "/adapters/cut/adapters.safetensors is truncated")
+    client.answers[asked.AdaptersRequested] = AdaptersListed((), (damaged,))
+    assert browse(serve(client)).get("/admin/adapters").json() == {
+        "object": "list",
+        "data": [],
+        "damaged": [{"id": "tiny:cut", "object": "adapter", "error": damaged.reason}],
+    }
 
 
 @pytest.mark.parametrize(

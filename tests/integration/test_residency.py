@@ -238,6 +238,11 @@ def test_adapters_are_added_and_removed_while_the_server_runs(served: Server, ho
     assert [each["name"] for each in json.loads(run(home, "adapters", "list", "--json"))] == ["new", "own"]
     refused = served.post("/admin/adapters/add", {"folder": trained, "base": "a", "name": "other"})
     assert (refused[0], refused[1]["error"]["code"]) == (403, "untrusted_path")
+    weights = AdapterStore(home).show("a", "new").weights
+    weights.write_bytes(weights.read_bytes()[:-10])
+    listed = served.get("/admin/adapters")[1]
+    assert [each["id"] for each in listed["data"]] == ["b:own"]
+    assert [(each["id"], str(weights) in each["error"]) for each in listed["damaged"]] == [("a:new", True)]
     assert served.post("/admin/adapters/remove", {"adapter": "a:new"})[0] == 200
     assert ask(served, "a:new")[0] == 404
 
