@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import attrs
@@ -12,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support import instructions
 
 from mlx_serving.actors.generation.mlx_engine import draw_kernel
 from mlx_serving.actors.generation.mlx_engine import sampling as sampling_module
 from mlx_serving.actors.generation.mlx_engine.sampling import Draw, RowSampling, Sampler
 from mlx_serving.actors.messages.values import Sampling
-from mlx_serving.native import kernels
 
 Array = NDArray[Any]
 DRAWS = 20_000
@@ -25,15 +26,14 @@ RNG = np.random.default_rng(5)
 LOGITS = RNG.normal(size=24).astype(np.float32) * 1.5
 
 
-@pytest.fixture(scope="module", params=["operations", "cpu"], autouse=True)
+@pytest.fixture(scope="module", params=["operations", *instructions.SETS], autouse=True)
 def _way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """How tokens are drawn in this process."""
-    if request.param == "cpu" and kernels.choice.choice == "pure":
-        pytest.skip("the native kernels are not built here")
-    before = draw_kernel._way
-    draw_kernel._way = request.param
-    yield
-    draw_kernel._way = before
+    """How tokens are drawn in this process: by operations, or by kernels with these instructions."""
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        if request.param != "operations":
+            stack.enter_context(instructions.using(request.param))
+        patch.setattr(draw_kernel, "_way", "operations" if request.param == "operations" else "cpu")
+        yield
 
 
 def expected_distribution(logits: Array, sampling: Sampling) -> Array:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support import instructions
 from support.draw_reference import may_draw
 from support.gpu_kernels import HAS_COMPILER
 
@@ -39,7 +40,7 @@ SAMPLINGS = [
 VOCABULARIES = [1, 33, 1030, 5000]
 
 
-@pytest.fixture(params=["operations", "scalar", "avx2", "avx512", "neon", "cuda", "metal"])
+@pytest.fixture(params=["operations", *instructions.SETS, "cuda", "metal"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """How tokens are drawn: by operations, on the CPU with these instructions, or by the source for a GPU."""
     chosen: str = request.param
@@ -53,14 +54,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setattr(draw_kernel, "_way", "gpu")
         yield chosen
     else:
-        if kernels.choice.choice == "pure":
-            pytest.skip("the native kernels are not built here")
-        before = kernels.operations.instructions()
-        if not kernels.operations.use_instructions(chosen):
-            pytest.skip(f"this processor has no {chosen}")
-        monkeypatch.setattr(draw_kernel, "_way", "cpu")
-        yield chosen
-        kernels.operations.use_instructions(before)
+        with instructions.using(chosen):
+            monkeypatch.setattr(draw_kernel, "_way", "cpu")
+            yield chosen
 
 
 def packed(allowed: NDArray[Any]) -> mx.array:
