@@ -322,7 +322,7 @@ class Models:
         served.reason = "its tokenizer is loading"
         folder, parallel = Path(message.model.path), self._node.settings.admission.parallel_tokenizer
         self._pool.submit(
-            lambda: _tokenizer(folder, parallel),
+            lambda: TextTokenizer.load(folder, parallel).prepared(),
             lambda found, error: self._tokenizer_loaded(served, found, error),
         )
 
@@ -395,10 +395,3 @@ class Models:
 
 def _gone(name: str) -> ErrorInfo:
     return ErrorInfo(ActorUnavailable.code, f"model {name!r} was unloaded", model=name)
-
-
-def _tokenizer(folder: Path, parallel: bool) -> TextTokenizer:
-    """One whose first use takes no longer than the next."""
-    tokenizer = TextTokenizer.load(folder, parallel)
-    tokenizer.prepare()
-    return tokenizer

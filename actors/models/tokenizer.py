@@ -64,10 +64,11 @@ class TextTokenizer:
             texts=TokenTexts(backend.id_to_token) if isinstance(backend.decoder, decoders.ByteLevel) else None,
         )
 
-    def prepare(self) -> None:
-        """Do what the first text and the first conversation would wait for: threads, templates."""
+    def prepared(self) -> TextTokenizer:
+        """The same, after what its first text and its first conversation would wait for: threads, templates."""
         self.chat.prepare()
         self.encode("a")
+        return self
 
     @property
     def bos_token(self) -> str | None:
