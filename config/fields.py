@@ -57,7 +57,7 @@ def flatten(settings: Settings) -> dict[str, object]:
     return {key: functools.reduce(getattr, key.split("."), cast(Any, settings)) for key in fields()}
 
 
-def _walk(cls: type[Any], key: str) -> Iterator[Field | Section]:
+def _walk(cls: type, key: str) -> Iterator[Field | Section]:
     yield Section(key, cls.__doc__ or "")
     for attribute, kind in _attributes(cls):
         dotted = f"{key}.{attribute.name}" if key else attribute.name
@@ -67,7 +67,7 @@ def _walk(cls: type[Any], key: str) -> Iterator[Field | Section]:
             yield Field(dotted, kind, attribute.default, **attribute.metadata)
 
 
-def _build(cls: type[Any], prefix: str, values: Mapping[str, object]) -> object:
+def _build(cls: type, prefix: str, values: Mapping[str, object]) -> object:
     arguments = {}
     for attribute, kind in _attributes(cls):
         key = prefix + attribute.name
@@ -75,6 +75,8 @@ def _build(cls: type[Any], prefix: str, values: Mapping[str, object]) -> object:
     return cls(**arguments)
 
 
-def _attributes(cls: type[Any]) -> list[tuple[attrs.Attribute[Any], Any]]:
+@functools.cache
+def _attributes(cls: type) -> tuple[tuple[attrs.Attribute[Any], Any], ...]:
+    """Kept: the types are read from source text, and a running server looks at its settings every few seconds."""
     kinds = typing.get_type_hints(cls)
-    return [(attribute, kinds[attribute.name]) for attribute in attrs.fields(cls)]
+    return tuple((attribute, kinds[attribute.name]) for attribute in attrs.fields(cls))

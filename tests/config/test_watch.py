@@ -83,3 +83,13 @@ def test_an_edit_of_the_file_arrives(tmp_path: Path, watched: Queue[Change]) -> 
     assert watched.get(timeout=DEADLINE).settings.batching.ageing_seconds == 7.0
     write(tmp_path, "batching: {ageing_seconds: 8}")
     assert watched.get(timeout=DEADLINE).settings.batching.ageing_seconds == 8.0
+
+
+def test_looking_again_does_not_read_the_types_of_the_settings_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching = watcher(tmp_path)
+    assert watching.check() is None
+    monkeypatch.setattr("typing.get_type_hints", lambda cls: pytest.fail(f"the types of {cls} are read again"))
+    write(tmp_path, "qos: {slo: {queue_p95: 1.5}}")
+    assert watching.check() is not None
