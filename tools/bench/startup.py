@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools.bench import prompts
 from tools.bench.peers import Recipe, Server
 from tools.bench.quantiles import Spread
-from tools.bench.spec import COMPLETIONS, Request
+from tools.bench.spec import Outcome, Request
 
-_FILLER = " Take your time, and leave nothing out that somebody may want to know."
-_CHARACTERS = 80
+_FIRST_WORDS = ("Red", "Blue", "Green", "White", "Black", "Gold", "Pink", "Gray", "Brown", "Orange")
+_REST = " is the colour of the boats. Write a long story about a lighthouse keeper, a storm, and a boat."
 
 
 def command() -> list[str]:
@@ -39,30 +38,31 @@ def _timed() -> float:
 
 def wait_seconds(recipe: Recipe, runs: int, log: Path) -> dict[str, Any]:
     """Seconds from starting the server to the first 200 of its readiness path, which not every server keeps
-    back until its model is there, and to the end of the first answer; and what the first request waits for its
-    token in units of the tenth, one after the other, with prompts of the same length."""
+    back until its model is there, and to the end of the first answer, of two tokens; and what the first streamed
+    chat waits for its first token, also in units of the tenth, one after the other."""
     ready, answer, first, ratio = [], [], [], []
     for _ in range(runs):
         started = time.monotonic()
         with Server(recipe, log) as server:
             ready.append(server.time_to_ready)
-            outcomes = server.drive([_one_token(number) for number in range(10)])
-            for outcome in outcomes:
-                if outcome.error is not None:
-                    raise RuntimeError(f"{recipe.name} did not answer: {outcome.error} {outcome.detail}")
-            waits = [outcome.ended - outcome.started for outcome in outcomes]
+            outcomes = server.drive([_chat(word) for word in _FIRST_WORDS])
+            waits = [_first_token(recipe, outcome) for outcome in outcomes]
             answer.append(outcomes[0].ended - started)
             first.append(waits[0])
             ratio.append(waits[0] / waits[-1])
     return {"ready": _json(ready), "answer": _json(answer), "first": _json(first), "first_to_tenth": _json(ratio)}
 
 
-def _one_token(number: int) -> Request:
-    """One of equally long prompts that have no beginning in common, so that no prefix cache shortens any."""
-    (message,) = prompts.chat(number)
-    return Request(
-        {"prompt": (message["content"] + _FILLER)[:_CHARACTERS], "max_tokens": 1, "temperature": 0}, COMPLETIONS
-    )
+def _chat(word: str) -> Request:
+    """One of ten that differ in their first word, which is a token of common vocabularies: all are as long."""
+    messages = [{"role": "user", "content": word + _REST}]
+    return Request({"messages": messages, "max_tokens": 2, "temperature": 0, "stream": True})
+
+
+def _first_token(recipe: Recipe, outcome: Outcome) -> float:
+    if outcome.error is not None or outcome.first is None:
+        raise RuntimeError(f"{recipe.name} did not answer: {outcome.error} {outcome.detail}")
+    return outcome.first
 
 
 def startup(recipes: list[Recipe], help_runs: int, server_runs: int, out: Path) -> dict[str, Any]:
