@@ -48,6 +48,17 @@ def attend_in_place(
     lengths: mx.array,
     scale: float,
 ) -> mx.array: ...
+def attend_quantized_in_place(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    slab_keys: Sequence[mx.array],
+    slab_values: Sequence[mx.array],
+    lengths: mx.array,
+    scale: float,
+    group_size: int,
+    bits: int,
+) -> mx.array: ...
 def draw(logits: mx.array, masks: mx.array | None, floats: mx.array, limits: mx.array) -> mx.array: ...
 def adjust(
     logits: mx.array,
@@ -77,4 +88,10 @@ class Block:
 
 class Stack:
     def __init__(self, blocks: Sequence[Block], scale: float) -> None: ...
-    def run(self, x: mx.array, groups: Sequence[tuple[mx.array, Sequence[tuple[mx.array, mx.array]]]]) -> mx.array: ...
+    def run(
+        self,
+        x: mx.array,
+        groups: Sequence[
+            tuple[mx.array, Sequence[tuple[mx.array | Sequence[mx.array], mx.array | Sequence[mx.array]]]]
+        ],
+    ) -> mx.array: ...

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models import activations, base, gemma4_text
+from mlx_lm.models.cache import QuantizedKVCache
 
 from mlx_serving.native.kernels.operations import OPERATIONS
 from mlx_serving.native.kernels.pure import FLOATING
@@ -44,9 +45,12 @@ def scaled_dot_product_attention(
     mask: Any,
     sinks: mx.array | None = None,
 ) -> Any:
-    """mlx-lm's signature: plain keys and values with no mask or the causal one; all else is mlx-lm's."""
-    plain = isinstance(keys, mx.array) and sinks is None and (mask is None or (isinstance(mask, str)))
-    if not plain or not _fit(queries, keys, values):
+    """mlx-lm's signature: keys and values, quantised ones too, with no mask or the causal one; all else is mlx-lm's."""
+    is_plain = sinks is None and (mask is None or isinstance(mask, str))
+    if is_plain and type(cache) is QuantizedKVCache and _fit_quantised(queries, keys, cache, mask):
+        lengths = mx.full((queries.shape[0],), keys[0].shape[2], dtype=mx.int32)
+        return OPERATIONS.quantized_slab_attention(queries, keys, values, lengths, scale, cache.group_size, cache.bits)
+    if not is_plain or not isinstance(keys, mx.array) or not _fit(queries, keys, values):
         return _theirs_attention(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
     return OPERATIONS.attention(queries, keys, values, scale, mask is not None)
 
@@ -59,6 +63,18 @@ def _fit(queries: mx.array, keys: mx.array, values: mx.array) -> bool:
         and queries.shape[3] == keys.shape[3]
         and queries.shape[3] % 16 == 0
         and keys.shape[2] >= queries.shape[2]
+    )
+
+
+def _fit_quantised(queries: mx.array, keys: Any, cache: QuantizedKVCache, mask: str | None) -> bool:
+    """One query sees everything, with the causal mask or without."""
+    return (
+        queries.dtype in FLOATING
+        and cache.bits in (4, 8)
+        and (mask is not None or queries.shape[2] == 1)
+        and queries.shape[3] == keys[1].shape[3] * cache.group_size
+        and queries.shape[3] % 16 == 0
+        and keys[0].shape[2] >= queries.shape[2]
     )
 
 

@@ -11,7 +11,7 @@ from mlx_serving.native import kernel_choice
 from mlx_serving.native.cores import usable_cores
 from mlx_serving.native.kernel_choice import KernelChoice
 
-_NEWEST = ("digits_to_panels",)
+_NEWEST = ("attend_quantized_in_place",)
 """What a build from before the last addition lacks."""
 
 

@@ -116,7 +116,7 @@ def _moved(words: mx.array, bits: int, order: Sequence[int]) -> mx.array:
     """Words of digits of so many bits, the bits of each 32 in this order."""
     if list(order) == sorted(order):
         return words
-    shifts, places = mx.arange(32, dtype=mx.uint32), mx.array(order)
+    shifts, places = mx.arange(32, dtype=mx.uint32), mx.array(list(order))
 
     def moved(rows: mx.array) -> mx.array:
         single = ((rows[..., None] >> shifts) & 1).reshape(rows.shape[0], -1, 32 * bits)
@@ -235,16 +235,7 @@ def quantized_slab_attention(
     bits: int,
 ) -> mx.array:
     """The same over slabs that are quantised along the head size: values, scales and biases each."""
-    _require(len(keys) == 3 and len(values) == 3, "keys and values must each be values, scales and biases")
-    _require(bits in (4, 8), "bits must be 4 or 8")
-    _require(group_size in GROUP_SIZES, "group_size must be 32, 64 or 128")
-    for side in (keys, values):
-        _require(side[0].shape[-1] * 32 == queries.shape[-1] * bits, "quantised keys and values do not fit queries")
-        groups = (*side[0].shape[:-1], queries.shape[-1] // group_size)
-        _require(
-            queries.shape[-1] % group_size == 0 and side[1].shape == side[2].shape == groups,
-            "scales and biases do not fit the quantised values",
-        )
+    _quantized(queries, keys, values, group_size, bits)
     wide_keys, wide_values = (
         mx.dequantize(side[0], side[1].astype(mx.float32), side[2].astype(mx.float32), group_size=group_size, bits=bits)
         for side in (keys, values)
@@ -269,18 +260,45 @@ def attend_in_place(
     """
     _slabs(queries, slab_keys, slab_values)
     _lengths(lengths, queries, slab_keys)
-    rows, kv_heads, tokens, size = keys.shape
-    _require(
-        keys.shape == values.shape == (queries.shape[0], slab_keys.shape[1], queries.shape[2], queries.shape[3]),
-        f"new keys {keys.shape} do not fit queries {queries.shape}",
-    )
-    _require(keys.dtype == values.dtype == slab_keys.dtype, "new keys and values must be of the slabs' type")
-    after = mx.clip(lengths + tokens, tokens, slab_keys.shape[2])
+    _new(queries, keys, values, slab_keys, slab_keys.dtype)
+    after = _write([(slab_keys, keys), (slab_values, values)], lengths)
+    return slab_attention(queries, slab_keys, slab_values, after, scale)
+
+
+def attend_quantized_in_place(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    slab_keys: Sequence[mx.array],
+    slab_values: Sequence[mx.array],
+    lengths: mx.array,
+    scale: float,
+    group_size: int,
+    bits: int,
+) -> mx.array:
+    """The same over slabs that are quantised along the head size: values, scales and biases each.
+
+    What is new, of the type of the scales, is quantised as `mx.quantize` does before anything attends to it.
+    """
+    _quantized(queries, slab_keys, slab_values, group_size, bits)
+    _lengths(lengths, queries, slab_keys[0])
+    _new(queries, keys, values, slab_keys[0], slab_keys[1].dtype)
+    pairs: list[tuple[mx.array, mx.array]] = []
+    for slab, new in ((slab_keys, keys), (slab_values, values)):
+        pairs += zip(slab, mx.quantize(new, group_size=group_size, bits=bits), strict=True)
+    after = _write(pairs, lengths)
+    return quantized_slab_attention(queries, slab_keys, slab_values, after, scale, group_size, bits)
+
+
+def _write(pairs: Sequence[tuple[mx.array, mx.array]], lengths: mx.array) -> mx.array:
+    """Put new columns [rows, kv heads, tokens, ...] into slabs, behind so many of each row; how many there are then."""
+    rows, kv_heads, tokens, _ = pairs[0][1].shape
+    after = mx.clip(lengths + tokens, tokens, pairs[0][0].shape[2])
     columns = (after[:, None] - tokens + mx.arange(tokens, dtype=mx.int32)).reshape(-1)
     row_of = mx.repeat(mx.arange(rows), tokens)
-    for slab, new in ((slab_keys, keys), (slab_values, values)):
-        slab[row_of, :, columns] = new.swapaxes(1, 2).reshape(rows * tokens, kv_heads, size)
-    return slab_attention(queries, slab_keys, slab_values, after, scale)
+    for slab, new in pairs:
+        slab[row_of, :, columns] = new.swapaxes(1, 2).reshape(rows * tokens, kv_heads, -1)
+    return after
 
 
 def _attended(
@@ -317,6 +335,36 @@ def _slabs(queries: mx.array, keys: mx.array, values: mx.array) -> None:
     _require(keys.shape == values.shape and keys.dtype == values.dtype, "keys and values must be alike")
     _require(keys.shape[3] == queries.shape[3], f"keys {keys.shape} do not fit queries {queries.shape}")
     _require(keys.shape[2] >= queries.shape[2], "there are fewer columns than queries")
+
+
+def _quantized(
+    queries: mx.array, keys: Sequence[mx.array], values: Sequence[mx.array], group_size: int, bits: int
+) -> None:
+    _require(len(keys) == 3 and len(values) == 3, "keys and values must each be values, scales and biases")
+    _require(bits in (4, 8), "bits must be 4 or 8")
+    _require(group_size in GROUP_SIZES, "group_size must be 32, 64 or 128")
+    for side in (keys, values):
+        _require(
+            side[0].dtype == mx.uint32
+            and side[0].shape == keys[0].shape
+            and side[0].shape[-1] * 32 == queries.shape[-1] * bits,
+            f"quantised keys and values do not fit heads of {queries.shape[-1]}",
+        )
+        _floating(scales=side[1])
+        _require(
+            queries.shape[-1] % group_size == 0
+            and side[1].shape == side[2].shape == (*side[0].shape[:-1], queries.shape[-1] // group_size)
+            and side[1].dtype == side[2].dtype == keys[1].dtype,
+            "scales and biases do not fit the quantised values",
+        )
+
+
+def _new(queries: mx.array, keys: mx.array, values: mx.array, slab: mx.array, dtype: mx.Dtype) -> None:
+    _require(
+        keys.shape == values.shape == (queries.shape[0], slab.shape[1], queries.shape[2], queries.shape[3]),
+        f"new keys {keys.shape} do not fit queries {queries.shape}",
+    )
+    _require(keys.dtype == values.dtype == dtype, "new keys and values must be of the slabs' type")
 
 
 def _lengths(lengths: mx.array, queries: mx.array, keys: mx.array) -> None:

@@ -15,9 +15,11 @@ from mlx_serving.native.kernels import blocks
 from mlx_serving.native.kernels.layers import outputs_of
 from mlx_serving.native.kernels.operations import OPERATIONS
 
-SlabGroup = tuple[mx.array, Sequence[tuple[mx.array, mx.array]]]
-"""Of rows whose slabs belong together: lengths [rows] int32 before the new tokens; each layer's keys and values,
-[slots, kv heads, capacity, head size] float32, row i in slot i."""
+Slab = mx.array | Sequence[mx.array]
+"""Keys or values [slots, kv heads, capacity, head size] float32, or quantised ones: digits, scales and biases."""
+SlabGroup = tuple[mx.array, Sequence[tuple[Slab, Slab]]]
+"""Of rows whose slabs belong together: lengths [rows] int32 before the new tokens; each layer's keys and values, row i
+in slot i."""
 
 
 class DecoderStack:

@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include "cpu/kernels.hpp"
@@ -47,6 +48,8 @@ NB_MODULE(_kernels, m) {
         "lengths"_a, "scale"_a, "group_size"_a, "bits"_a);
   m.def("attend_in_place", &mlx_serving::attend_in_place, "queries"_a, "keys"_a, "values"_a, "slab_keys"_a,
         "slab_values"_a, "lengths"_a, "scale"_a);
+  m.def("attend_quantized_in_place", &mlx_serving::attend_quantized_in_place, "queries"_a, "keys"_a, "values"_a,
+        "slab_keys"_a, "slab_values"_a, "lengths"_a, "scale"_a, "group_size"_a, "bits"_a);
   m.def("draw", &mlx_serving::draw, "logits"_a, "masks"_a.none(), "floats"_a, "limits"_a);
   m.def("adjust", &mlx_serving::adjust, "logits"_a, "places"_a, "bias"_a.none(), "counts"_a.none(), "seen"_a.none(),
         "penalties"_a);
@@ -68,19 +71,25 @@ NB_MODULE(_kernels, m) {
       .def("enter", &Block::enter, "x"_a, "offset"_a)
       .def("leave", &Block::leave, "x"_a, "attended"_a);
 
-  using Group = std::tuple<mlx::core::array, std::vector<std::tuple<mlx::core::array, mlx::core::array>>>;
-  using mlx_serving::Stack, mlx_serving::StackSlabs;
+  // One array is not to be taken for a sequence of its rows.
+  using Slab = std::variant<mlx::core::array, mlx_serving::Side>;
+  using Group = std::tuple<mlx::core::array, std::vector<std::tuple<Slab, Slab>>>;
+  using mlx_serving::Side, mlx_serving::Stack, mlx_serving::StackSlabs;
   nb::class_<Stack>(m, "Stack")
       .def(nb::init<const std::vector<Block>&, float>(), "blocks"_a, "scale"_a)
       .def(
           "run",
           [](const Stack& self, const mlx::core::array& x, const std::vector<Group>& groups) {
+            auto side = [](const Slab& slab) {
+              const auto* array = std::get_if<mlx::core::array>(&slab);
+              return array != nullptr ? Side{*array} : std::get<Side>(slab);
+            };
             std::vector<StackSlabs> slabs;
             for (const auto& [lengths, layers] : groups) {
               slabs.push_back({lengths, {}, {}});
               for (const auto& [keys, values] : layers) {
-                slabs.back().keys.push_back(keys);
-                slabs.back().values.push_back(values);
+                slabs.back().keys.push_back(side(keys));
+                slabs.back().values.push_back(side(values));
               }
             }
             return self.run(x, slabs);

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -283,52 +283,47 @@ def test_attention_to_slabs(
     agrees(found, expected, dtype)
 
 
+VIEWS: dict[str, Callable[[mx.array], tuple[mx.array, mx.array]]] = {
+    "itself": lambda a: (whole := mx.contiguous(a), whole),
+    "some columns": lambda a: (whole := mx.pad(a, [(0, 0), (0, 0), (1, 2), (0, 0)]), whole[:, :, 1:-2]),
+    "columns backwards": lambda a: (whole := mx.contiguous(a[:, :, ::-1]), whole[:, :, ::-1]),
+    "turned": lambda a: (whole := mx.contiguous(a.swapaxes(2, 3)), whole.swapaxes(2, 3)),
+    "every other": lambda a: (whole := mx.repeat(a, 2, axis=3), whole[..., ::2]),
+    "backwards": lambda a: (whole := mx.contiguous(a[..., ::-1]), whole[..., ::-1]),
+    "one for all rows": lambda a: (whole := mx.contiguous(a[:1]), mx.broadcast_to(whole, a.shape)),
+}
+"""Ways for a slab to lie in memory: an array, and the slab in it. The last one has its first row's numbers in all."""
+GETS_MEMORY = ("turned", "every other", "backwards")
+"""What is no slab as the kernel takes them, and gets memory of its own; so does one for all of several rows."""
+
+
+def widened(slab: Sequence[mx.array], group_size: int, bits: int) -> Floats:
+    digits, scales, biases = slab[0], slab[1].astype(mx.float32), slab[2].astype(mx.float32)
+    return exact(mx.dequantize(digits, scales, biases, group_size=group_size, bits=bits))
+
+
 @examples(25)
-@given(seeds, shapes, types, types, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128]))
+@given(
+    seeds, shapes, types, types, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128]), st.sampled_from(list(VIEWS))
+)
 def test_attention_to_quantised_slabs(
     twin: ModuleType, seed: int, shape: tuple[int, int, int, int, int, int], dtype: mx.Dtype, scale_type: mx.Dtype,
-    bits: int, group_size: int,
+    bits: int, group_size: int, view: str,
 ) -> None:  # fmt: skip
     rows, group, kv_heads, tokens, size, before = shape
     size = size // group_size * group_size or group_size
     queries = normal(seed, (rows, group * kv_heads, tokens, size), dtype)
-    slabs, sides = [], []
+    slabs = []
     for i in (1, 2):
-        wide = normal(seed + i, (rows, kv_heads, before + tokens + 5, size))
-        weight, scales, biases = mx.quantize(wide, group_size=group_size, bits=bits)
-        scales, biases = scales.astype(scale_type), biases.astype(scale_type)
-        slabs.append((weight, scales, biases))
-        wide_scales, wide_biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        sides.append(exact(mx.dequantize(weight, wide_scales, wide_biases, group_size=group_size, bits=bits)))
+        wide = normal(seed + i, (rows, kv_heads, before + tokens + 5, size), scale_type)
+        parts = mx.quantize(wide, group_size=group_size, bits=bits)
+        slabs.append([VIEWS[view](part)[1] for part in parts])
+    sides = [widened(slab, group_size, bits) for slab in slabs]
     lengths = [tokens + before * row // rows for row in range(rows)]
     found = twin.quantized_slab_attention(
-        queries, *map(list, slabs), mx.array(lengths, dtype=mx.int32), size**-0.5, group_size, bits
+        queries, *slabs, mx.array(lengths, dtype=mx.int32), size**-0.5, group_size, bits
     )
     agrees(found, attended(exact(queries), sides[0], sides[1], lengths, size**-0.5, True), dtype)
-
-
-VIEWS: dict[str, Callable[[int, tuple[int, ...], mx.Dtype], tuple[mx.array, mx.array]]] = {
-    "itself": lambda seed, shape, dtype: (whole := normal(seed, shape, dtype), whole),
-    "some columns": lambda seed, shape, dtype: (
-        whole := normal(seed, (*shape[:2], shape[2] + 3, shape[3]), dtype),
-        whole[:, :, 1:-2],
-    ),
-    "columns backwards": lambda seed, shape, dtype: (whole := normal(seed, shape, dtype), whole[:, :, ::-1]),
-    "turned": lambda seed, shape, dtype: (
-        whole := normal(seed, (*shape[:2], shape[3], shape[2]), dtype),
-        whole.swapaxes(2, 3),
-    ),
-    "every other": lambda seed, shape, dtype: (
-        whole := normal(seed, (*shape[:3], 2 * shape[3]), dtype),
-        whole[..., ::2],
-    ),
-    "backwards": lambda seed, shape, dtype: (whole := normal(seed, shape, dtype), whole[..., ::-1]),
-    "one for all rows": lambda seed, shape, dtype: (
-        whole := normal(seed, (1, *shape[1:]), dtype),
-        mx.broadcast_to(whole, shape),
-    ),
-}
-"""What a slab of this shape may be: an array, and the slab in it."""
 
 
 @examples(50)
@@ -339,7 +334,7 @@ def test_attention_that_writes_in_place(
     rows, group, kv_heads, tokens, size, before = shape
     queries = normal(seed, (rows, group * kv_heads, tokens, size), dtype)
     keys, values = (normal(seed + i, (rows, tokens, kv_heads, size), dtype).swapaxes(1, 2) for i in (1, 2))
-    pairs = [VIEWS[view](seed + i, (rows, kv_heads, before + tokens + 5, size), dtype) for i in (3, 4)]
+    pairs = [VIEWS[view](normal(seed + i, (rows, kv_heads, before + tokens + 5, size), dtype)) for i in (3, 4)]
     slabs = [slab for _, slab in pairs]
     mx.eval(pairs)
     wholes = [exact(whole) for whole, _ in pairs]
@@ -353,10 +348,93 @@ def test_attention_that_writes_in_place(
     agrees(found, attended(exact(queries), expected[0], expected[1], after, size**-0.5, True), dtype)
     for slab, side in zip(slabs, expected, strict=True):
         np.testing.assert_array_equal(exact(slab), side)
-    # What is no slab as the kernel takes them gets memory of its own.
-    if view in ("turned", "every other", "backwards") or (view == "one for all rows" and rows > 1):
+    if view in GETS_MEMORY or (view == "one for all rows" and rows > 1):
         for (whole, _), was in zip(pairs, wholes, strict=True):
             np.testing.assert_array_equal(exact(whole), was)
+
+
+def bits_of(part: mx.array) -> npt.NDArray[Any]:
+    return np.array(part.view(mx.uint16 if part.dtype.size == 2 else mx.uint32))
+
+
+def put(slab: npt.NDArray[Any], new: npt.NDArray[Any], lengths: list[int]) -> npt.NDArray[Any]:
+    """A copy with new columns, behind so many of each row."""
+    slab = slab.copy()
+    for row, first in enumerate(lengths):
+        slab[row, :, first : first + new.shape[2]] = new[row]
+    return slab
+
+
+@examples(50)
+@given(
+    seeds, types, types, shapes, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128]), st.sampled_from(list(VIEWS)),
+    st.sampled_from([None, *VIEWS]),
+)  # fmt: skip
+def test_attention_that_writes_to_quantised_slabs_in_place(
+    twin: ModuleType, seed: int, dtype: mx.Dtype, slab_type: mx.Dtype, shape: tuple[int, int, int, int, int, int],
+    bits: int, group_size: int, view: str, scale_view: str | None,
+) -> None:  # fmt: skip
+    rows, group, kv_heads, tokens, size, before = shape
+    size = size // group_size * group_size or group_size
+    queries = normal(seed, (rows, group * kv_heads, tokens, size), dtype)
+    new = [normal(seed + i, (rows, tokens, kv_heads, size), slab_type).swapaxes(1, 2) for i in (1, 2)]
+    pairs = []
+    for i in (3, 4):
+        numbers = normal(seed + i, (rows, kv_heads, before + tokens + 5, size), slab_type)
+        parts = mx.quantize(numbers, group_size=group_size, bits=bits)
+        ways = (view, *([scale_view or view] * 2))
+        pairs.append([VIEWS[way](part) for way, part in zip(ways, parts, strict=True)])
+    mx.eval(pairs)
+    wholes = [side[0][0] for side in pairs]
+    before_it = [np.array(whole) for whole in wholes]
+    slabs = [[part for _, part in side] for side in pairs]
+    lengths = [before * row // rows for row in range(rows)]
+    expected = []
+    for slab, each in zip(slabs, new, strict=True):
+        added = mx.quantize(each, group_size=group_size, bits=bits)
+        expected.append(put(widened(slab, group_size, bits), widened(added, group_size, bits), lengths))
+    found = twin.attend_quantized_in_place(
+        queries, *new, *slabs, mx.array(lengths, dtype=mx.int32), size**-0.5, group_size, bits
+    )
+    after = [length + tokens for length in lengths]
+    agrees(found, attended(exact(queries), expected[0], expected[1], after, size**-0.5, True), dtype)
+    for slab, wide in zip(slabs, expected, strict=True):
+        np.testing.assert_array_equal(widened(slab, group_size, bits), wide)
+    if view in GETS_MEMORY or (view == "one for all rows" and rows > 1):
+        for whole, was in zip(wholes, before_it, strict=True):
+            np.testing.assert_array_equal(np.array(whole), was)
+
+
+NUMBERS: dict[str, Callable[[mx.array], mx.array]] = {
+    "normal": lambda x: x,
+    "large": lambda x: 1e3 * x,
+    "small": lambda x: 1e-5 * x,
+    "smaller than any step": lambda x: 1e-9 * x,
+    "one in many": lambda x: mx.where(mx.arange(x.shape[3]) % 37 == 5, 100 * x, x),
+    "positive": lambda x: 3 + mx.abs(x),
+    "negative": lambda x: -mx.abs(x),
+    "equal": lambda x: 0 * x - 0.7,
+    "zeros": lambda x: 0 * x,
+    "halves": lambda x: mx.round(4 * x) / 2,
+}
+"""Kinds of keys and values: how a group is quantised depends on its two ends, and on which is further from zero."""
+
+
+@examples(60)
+@given(seeds, types, st.sampled_from([4, 8]), st.sampled_from([32, 64, 128]), st.sampled_from(list(NUMBERS)))
+def test_keys_and_values_are_quantised_as_mlx_does_bit_for_bit(
+    twin: ModuleType, seed: int, dtype: mx.Dtype, bits: int, group_size: int, kind: str
+) -> None:
+    new = [NUMBERS[kind](normal(seed + i, (3, 2, 5, 128))).astype(dtype) for i in (1, 2)]
+    slabs = [list(mx.quantize(mx.ones((3, 2, 16, 128), dtype), group_size=group_size, bits=bits)) for _ in new]
+    before = [[bits_of(part) for part in slab] for slab in slabs]
+    lengths = [0, 4, 11]
+    places = mx.array(lengths, dtype=mx.int32)
+    mx.eval(twin.attend_quantized_in_place(mx.ones((3, 2, 5, 128)), *new, *slabs, places, 1.0, group_size, bits))
+    for slab, was, each in zip(slabs, before, new, strict=True):
+        added = mx.quantize(each, group_size=group_size, bits=bits)
+        for part, old, expected in zip(slab, was, added, strict=True):
+            np.testing.assert_array_equal(bits_of(part), put(old, bits_of(expected), lengths))
 
 
 def test_lengths_out_of_range_read_nothing_beyond_the_slab(twin: ModuleType) -> None:
@@ -416,6 +494,11 @@ def one(*shape: int) -> mx.array:
     return mx.zeros(shape)
 
 
+def quantised(*shape: int) -> list[mx.array]:
+    return list(mx.quantize(one(*shape), group_size=32, bits=8))
+
+
+LENGTHS = mx.array([1], dtype=mx.int32)
 Wrong = Callable[[ModuleType], mx.array]
 WRONG: dict[str, Wrong] = {
     "depth": lambda twin: twin.matmul(one(2, 3), one(2, 4)),
@@ -446,6 +529,21 @@ WRONG: dict[str, Wrong] = {
     "columns": lambda twin: twin.attention(one(1, 2, 5, 16), one(1, 2, 4, 16), one(1, 2, 4, 16), 1.0, True),
     "slots": lambda twin: twin.slab_attention(
         one(2, 2, 1, 16), one(1, 2, 4, 16), one(1, 2, 4, 16), mx.array([1, 1], dtype=mx.int32), 1.0
+    ),
+    "new keys of another type": lambda twin: twin.attend_quantized_in_place(
+        one(1, 2, 1, 32), *2 * [one(1, 2, 1, 32).astype(mx.float16)], *2 * [quantised(1, 2, 4, 32)], LENGTHS, 1.0, 32, 8
+    ),
+    "new keys of another shape": lambda twin: twin.attend_quantized_in_place(
+        one(1, 2, 1, 32), *2 * [one(1, 2, 2, 32)], *2 * [quantised(1, 2, 4, 32)], LENGTHS, 1.0, 32, 8
+    ),
+    "bits of slabs": lambda twin: twin.attend_quantized_in_place(
+        one(1, 2, 1, 32), *2 * [one(1, 2, 1, 32)], *2 * [quantised(1, 2, 4, 32)], LENGTHS, 1.0, 32, 4
+    ),
+    "parts of slabs": lambda twin: twin.attend_quantized_in_place(
+        one(1, 2, 1, 32), *2 * [one(1, 2, 1, 32)], *2 * [quantised(1, 2, 4, 32)[:2]], LENGTHS, 1.0, 32, 8
+    ),
+    "digits in floats": lambda twin: twin.quantized_slab_attention(
+        one(1, 2, 1, 32), *2 * [[one(1, 2, 4, 8), one(1, 2, 4, 1), one(1, 2, 4, 1)]], LENGTHS, 1.0, 32, 8
     ),
     "lengths": lambda twin: twin.slab_attention(
         one(1, 2, 1, 16), one(1, 2, 4, 16), one(1, 2, 4, 16), mx.array([1.0]), 1.0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import gemma4_text, llama
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import QuantizedKVCache, make_prompt_cache
 from support.stock import own_functions
 
 from mlx_serving.native.kernels import choice, functions
@@ -91,6 +91,32 @@ def test_nothing_of_ours_stays_after_uninstall(bits: int | None) -> None:
         uninstall(model)
         assert makings(model) == before
         assert called_functions() == [functions.OURS[name][0] for name in LLAMAS]
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("mask", [None, "causal"])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_attention_to_quantised_caches_is_ours_where_a_kernel_takes_it(
+    bits: int, mask: str | None, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    ours = OPERATIONS.quantized_slab_attention
+
+    def noting(*given: Any) -> Any:
+        calls.append(given)
+        return ours(*given)
+
+    monkeypatch.setattr(OPERATIONS, "quantized_slab_attention", noting)
+    cache: Any = QuantizedKVCache(32, bits)
+    numbers = [mx.random.normal((2, 2, 9 + tokens, 64), key=mx.random.key(i)) for i in (1, 2)]
+    keys, values = cache.update_and_fetch(*numbers)
+    queries = mx.random.normal((2, 6, tokens, 64), key=mx.random.key(3))
+    theirs: Any = functions._theirs_attention
+    expected = theirs(queries * 1, keys, values, cache, 0.125, mask)
+    found = functions.scaled_dot_product_attention(queries, keys, values, cache, 0.125, mask)
+    np.testing.assert_allclose(np.array(found), np.array(expected), rtol=0, atol=1e-5)
+    assert bool(calls) == (bits != 2 and (mask == "causal" or tokens == 1))
 
 
 @needs_panels

@@ -102,6 +102,59 @@ def test_rows_of_two_groups_get_what_layers_give_them(family: Any, bits: int | N
                 np.testing.assert_allclose(written, np.array(kept[0, :, : cache.offset]), rtol=1e-4, atol=1e-4)
 
 
+def quantised(layers: list[tuple[mx.array, mx.array]], bits: int) -> list[tuple[list[mx.array], list[mx.array]]]:
+    """Slabs with the same numbers in so many bits."""
+
+    def side(slab: mx.array) -> list[mx.array]:
+        return list(mx.quantize(slab, group_size=32, bits=bits))
+
+    return [(side(keys), side(values)) for keys, values in layers]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_quantised_slabs_get_what_layers_one_by_one_give_them(bits: int, tokens: int) -> None:
+    model = tiny(llama, 4, True)
+    rows = [filled(model, length) for length in (5, 9, 40)]
+    plain = [slabs_of(rows[:2], 16), slabs_of(rows[2:], 64)]
+    together, alone = ([(lengths, quantised(layers, bits)) for lengths, layers in plain] for _ in range(2))
+    x = mx.random.normal((3, tokens, 128), key=mx.random.key(1))
+    given = operations.Stack([layer._fused[0] for layer in model.model.layers], 0.25).run(x, together)
+    offsets = mx.concatenate([lengths for lengths, _ in alone])
+    for number, layer in enumerate(model.model.layers):
+        block = layer._fused[0]
+        queries, keys, values = block.enter(x, offsets)
+        attended, first = [], 0
+        for lengths, layers in alone:
+            own = slice(first, first := first + lengths.shape[0])
+            attended.append(
+                operations.attend_quantized_in_place(
+                    queries[own], keys[own], values[own], *layers[number], lengths, 0.25, 32, bits
+                )
+            )
+        x = block.leave(x, mx.concatenate(attended))
+    np.testing.assert_array_equal(np.array(given), np.array(x))
+    for (_, found), (_, expected) in zip(together, alone, strict=True):
+        for sides, like in zip(found, expected, strict=True):
+            for part, other in zip([*sides[0], *sides[1]], [*like[0], *like[1]], strict=True):
+                np.testing.assert_array_equal(np.array(part), np.array(other))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_nothing_but_the_new_columns_of_quantised_slabs_is_written(bits: int) -> None:
+    model = tiny(llama, 4, True)
+    lengths, plain = slabs_of([filled(model, 5)], 16)
+    layers = quantised(plain, bits)
+    parts = [part for pair in layers for side in pair for part in side]
+    before = [np.array(part) for part in parts]
+    mx.eval(DecoderStack(model)(mx.array([[7]]), [(lengths, layers)]))
+    for was, part in zip(before, parts, strict=True):
+        now = np.array(part)
+        assert (now[0, :, 5] != was[0, :, 5]).any()
+        now[0, :, 5] = was[0, :, 5]
+        np.testing.assert_array_equal(now, was)
+
+
 @pytest.mark.parametrize("tokens", [1, 5, 24])
 @pytest.mark.parametrize("length", [1, 40])
 def test_some_layers_at_a_time_are_all_layers(tokens: int, length: int) -> None:
@@ -233,3 +286,15 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         stack.run(x, [(lengths, [(keys[..., :16], values) for keys, values in layers])])
     with pytest.raises(ValueError, match="does not fit"):
         stack.run(mx.zeros((1, 17, 128)), [(lengths, layers)])
+    packed = quantised(layers, 4)
+    with pytest.raises(ValueError, match="one form"):
+        stack.run(x, [(lengths, [*packed[:2], layers[2]])])
+    with pytest.raises(ValueError, match="one array"):
+        stack.run(x, [(lengths, [(keys[:2], values[:2]) for keys, values in packed])])
+    with pytest.raises(ValueError, match="do not fit"):
+        stack.run(x, [(lengths, [packed[0], *quantised(layers[1:], 8)])])
+    halves = [(keys.astype(mx.float16), values.astype(mx.float16)) for keys, values in layers]
+    with pytest.raises(ValueError, match="scales in float32"):
+        stack.run(x, [(lengths, quantised(halves, 4))])
+    with pytest.raises(ValueError, match="does not fit"):
+        stack.run(mx.zeros((1, 17, 128)), [(lengths, packed)])

@@ -41,10 +41,23 @@ class KvFormat:
             )
         return cls(_BITS[kind], 64 if all(size % 64 == 0 for size in head_sizes) else _LEAST_GROUP)
 
+    @classmethod
+    def of_cache(cls, cache: KVCache | QuantizedKVCache) -> KvFormat:
+        """What one of mlx-lm's keeps them in."""
+        return cls(cache.bits, cache.group_size) if isinstance(cache, QuantizedKVCache) else cls()
+
     def encoded(self, array: mx.array) -> Slab:
         if self.bits is None:
             return array
         return mx.quantize(array, group_size=self.group_size, bits=self.bits)
+
+    def zeros(self, *shape: int) -> Slab:
+        """Room for numbers of this shape in float32."""
+        if self.bits is None:
+            return mx.zeros(shape)
+        *outer, size = shape
+        scales, biases = (mx.zeros((*outer, size // self.group_size)) for _ in range(2))
+        return mx.zeros((*outer, size * self.bits // 32), dtype=mx.uint32), scales, biases
 
     def new_cache(self) -> Any:
         """mlx-lm's cache of one row and layer in this format."""

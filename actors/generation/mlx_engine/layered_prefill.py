@@ -14,9 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
+from mlx_serving.actors.generation.mlx_engine.kv_format import KvFormat, Slab
 from mlx_serving.actors.generation.mlx_engine.prefill import CACHE_STEP
 from mlx_serving.actors.generation.mlx_engine.row import Chunk, Row
 from mlx_serving.native.kernels.stacks import DecoderStack
@@ -26,7 +28,7 @@ _MOST_TOKENS = 128
 
 
 class LayeredPrefill:
-    """For models with a `DecoderStack`, whose caches are plain keys and values."""
+    """For models with a `DecoderStack`, whose caches are plain keys and values or quantised ones."""
 
     def __init__(self, stack: DecoderStack, new_caches: Callable[[], Caches]) -> None:
         self._stack = stack
@@ -75,13 +77,22 @@ class LayeredPrefill:
 
     def _make_room(self, cache: Any, held: int, tokens: int) -> None:
         """Let a layer's cache, which holds some tokens, take so many in all."""
-        if cache.keys is not None and cache.keys.shape[2] >= tokens:
+        if cache.keys is not None and _columns(cache.keys) >= tokens:
             return
         kv_heads, size = self._stack.kv_shape
         capacity = -(-tokens // CACHE_STEP) * CACHE_STEP
+        form = KvFormat.of_cache(cache)
 
-        def grown(side: mx.array) -> mx.array:
-            room = mx.zeros((1, kv_heads, capacity - held, size))
-            return mx.concatenate([side[:, :, :held], room], axis=2) if held else room
+        def joined(part: mx.array, more: mx.array) -> mx.array:
+            return mx.concatenate([part[:, :, :held], more], axis=2)
+
+        def grown(side: Slab) -> Slab:
+            room = form.zeros(1, kv_heads, capacity - held, size)
+            return tree_map(joined, side, room) if held else room
 
         cache.keys, cache.values = grown(cache.keys), grown(cache.values)
+
+
+def _columns(side: Slab) -> int:
+    first = side if isinstance(side, mx.array) else side[0]
+    return int(first.shape[2])

@@ -86,11 +86,13 @@ def in_place_kernel(model: Any, head_sizes: set[int], setting: str, form: KvForm
         if form.bits is not None:
             attend = functools.partial(attention_kernels.attend_quantised, group_size=form.group_size, bits=form.bits)
         return InPlace(attend, attention_kernels.MOST_TOKENS, takes_slotless_rows=True)
-    if form.bits is not None:
-        return None
     if is_cpu() and kernels.choice.choice == "native" and not any(size % 16 for size in head_sizes):
+        attend = kernels.operations.attend_in_place
+        if form.bits is not None:
+            quantised = kernels.operations.attend_quantized_in_place
+            attend = functools.partial(quantised, group_size=form.group_size, bits=form.bits)
         stack = DecoderStack(model) if can_stack(model) else None
-        return InPlace(kernels.operations.attend_in_place, _MOST_TOKENS, stack=stack)
+        return InPlace(attend, _MOST_TOKENS, stack=stack)
     return None
 
 

@@ -24,6 +24,16 @@ const char* at(const Heads& heads, long row, long head, long column) {
          (row * heads.row_stride + head * heads.head_stride + column * heads.column_stride) * long(size_of(heads.type));
 }
 
+// So many columns of a quantised slab, of one row and head.
+QuantizedMatrix columns_of(const Slab& slab, long size, long row, long head, long first, long count) {
+  long column = row * slab.heads.row_stride + head * slab.heads.head_stride + first;
+  long scales = column * (size / slab.group) * long(size_of(slab.heads.type));
+  return {static_cast<const uint32_t*>(slab.heads.values) + column * (size * slab.bits / 32),
+          static_cast<const char*>(slab.scales) + scales,
+          static_cast<const char*>(slab.biases) + scales,
+          slab.heads.type, count, size, slab.group, slab.bits};
+}
+
 struct Work {
   const AttentionShape& shape;
   const Heads& queries;
@@ -60,10 +70,7 @@ struct Work {
         kernels().widen(at(slab.heads, row, head, first + c), slab.heads.type, scratch + c * stride, shape.size);
       return scratch;
     }
-    QuantizedMatrix matrix{static_cast<const uint32_t*>(slab.heads.values), slab.scales, slab.biases, slab.heads.type,
-                           shape.rows * shape.kv_heads * shape.capacity, shape.size, slab.group, slab.bits};
-    long base = (row * shape.kv_heads + head) * shape.capacity + first;
-    for (long c = 0; c < count; c++) kernels().widen_quantized(matrix, base + c, scratch + c * stride);
+    kernels().widen_quantized(columns_of(slab, shape.size, row, head, first, count), scratch);
     return scratch;
   }
 
@@ -261,13 +268,30 @@ void attend_many_queries(const Work& work, void* out) {
   parallel(int(pairs * tiles), tile);
 }
 
-void write_columns(const Heads& source, const Heads& slab, const AttentionShape& shape, const int* first) {
-  long item = long(size_of(slab.type));
+// One column of a quantised slab.
+void write_quantized(const Heads& source, const Slab& slab, long size, long row, long head, long token, long column) {
+  static thread_local Scratch scratch;
+  const Kernels& k = kernels();
+  long groups = size / slab.group;
+  float* wide = scratch.floats(size_t(size + 2 * groups));
+  float* scales = wide + size;
+  float* biases = scales + groups;
+  k.widen(at(source, row, head, token), source.type, wide, size);
+  QuantizedMatrix place = columns_of(slab, size, row, head, column, 1);
+  k.quantize(wide, size, slab.group, slab.bits, const_cast<uint32_t*>(place.weight), scales, biases);
+  k.narrow(scales, const_cast<void*>(place.scales), place.type, groups);
+  k.narrow(biases, const_cast<void*>(place.biases), place.type, groups);
+}
+
+void write_columns(const Heads& source, const Slab& slab, const AttentionShape& shape, const int* first) {
+  size_t bytes = size_t(shape.size) * size_of(source.type);
   for (long row = 0; row < shape.rows; row++)
     for (long head = 0; head < shape.kv_heads; head++)
-      for (long token = 0; token < shape.tokens; token++)
-        std::memcpy(const_cast<char*>(at(slab, row, head, first[row] + token)), at(source, row, head, token),
-                    size_t(shape.size * item));
+      for (long token = 0; token < shape.tokens; token++) {
+        long column = first[row] + token;
+        if (slab.scales != nullptr) write_quantized(source, slab, shape.size, row, head, token, column);
+        else std::memcpy(const_cast<char*>(at(slab.heads, row, head, column)), at(source, row, head, token), bytes);
+      }
 }
 
 }  // namespace
@@ -280,12 +304,12 @@ std::vector<int> clamped(const int* lengths, const AttentionShape& shape, int ad
 }
 
 void attend_in_place(const AttentionShape& shape, const Heads& queries, const Heads& new_keys, const Heads& new_values,
-                     const Heads& slab_keys, const Heads& slab_values, const int* lengths, float scale, void* out) {
+                     const Slab& slab_keys, const Slab& slab_values, const int* lengths, float scale, void* out) {
   std::vector<int> ends = clamped(lengths, shape, int(shape.tokens)), first = ends;
   for (int& column : first) column -= int(shape.tokens);
   write_columns(new_keys, slab_keys, shape, first.data());
   write_columns(new_values, slab_values, shape, first.data());
-  attend(shape, queries, {slab_keys}, {slab_values}, ends.data(), scale, true, out);
+  attend(shape, queries, slab_keys, slab_values, ends.data(), scale, true, out);
 }
 
 void attend(const AttentionShape& shape, const Heads& queries, const Slab& keys, const Slab& values,

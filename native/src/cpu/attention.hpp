@@ -16,8 +16,9 @@ struct Heads {
   long column_stride;
 };
 
-// Keys or values: as they are, or quantised along the head size (then `scales` is set, and the strides of all parts
-// are those of contiguous arrays of `capacity` columns).
+// Keys or values: as they are, or quantised along the head size in groups. Then `scales` is set, and `heads` has the words
+// of the digits, the type of scales and biases, and strides that count columns: in each of the three arrays a column
+// follows the one before it without a gap.
 struct Slab {
   Heads heads;
   const void* scales = nullptr;
@@ -43,9 +44,9 @@ void attend(const AttentionShape& shape, const Heads& queries, const Slab& keys,
 // lengths[row] + added for every row, within what `attend` takes.
 std::vector<int> clamped(const int* lengths, const AttentionShape& shape, int added);
 
-// Writes the new keys and values [rows][kv_heads][tokens][size] into the slabs from column lengths[row] on, then attends,
-// causally, to these and all before them.
+// Writes the new keys and values [rows][kv_heads][tokens][size] into the slabs from column lengths[row] on, quantised if
+// these are, then attends, causally, to what stands there and all before it.
 void attend_in_place(const AttentionShape& shape, const Heads& queries, const Heads& new_keys, const Heads& new_values,
-                     const Heads& slab_keys, const Heads& slab_values, const int* lengths, float scale, void* out);
+                     const Slab& slab_keys, const Slab& slab_values, const int* lengths, float scale, void* out);
 
 }  // namespace mlx_serving::cpu

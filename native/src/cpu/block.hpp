@@ -38,7 +38,7 @@ struct StackGroup {
   long rows;
   long capacity;
   const int* lengths;
-  std::vector<Heads> keys, values;
+  std::vector<Slab> keys, values;
 };
 
 // Layer after layer: x [rows of all groups][tokens][columns] to out of that shape. Keys and values of the new tokens are

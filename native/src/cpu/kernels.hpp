@@ -130,8 +130,11 @@ struct Kernels {
                      const float* values, long value_stride, long columns, const long* visible, SoftmaxState state);
   // The softmax of a tile of scores [tile_rows][columns], columns a multiple of 16; packs the weights as a left operand.
   void (*weigh_tile)(float* scores, long columns, long size, const long* visible, SoftmaxState state, float* packed);
-  // One row of a quantised matrix as floats.
-  void (*widen_quantized)(const QuantizedMatrix& matrix, long row, float* target);
+  // All rows of a matrix that is quantised to 4 or 8 bits, as floats.
+  void (*widen_quantized)(const QuantizedMatrix& matrix, float* target);
+  // `count` numbers, whole groups, as digits of 4 or 8 bits, and a scale and a bias for each group: what mx.quantize
+  // gives, bit for bit, for numbers that are finite.
+  void (*quantize)(const float* x, long count, int group, int bits, uint32_t* words, float* scales, float* biases);
 
   // Of logits whose bit in `mask` is set, of all for a null mask; with a mask, `masked` gets the others as -inf.
   Peak (*peak)(const float* logits, const uint32_t* mask, long count, float* masked);

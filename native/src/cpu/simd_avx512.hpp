@@ -172,6 +172,12 @@ struct Spread {
 inline V load_bytes(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};
 }
+// W digits of four bits, the lowest of a byte first.
+inline V load_nibbles(const uint8_t* p) {
+  __m128i bytes = _mm_loadl_epi64((const __m128i*)p), lowest = _mm_set1_epi8(15);
+  __m128i digits = _mm_unpacklo_epi8(_mm_and_si128(bytes, lowest), _mm_and_si128(_mm_srli_epi16(bytes, 4), lowest));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(digits))};
+}
 template <int Bits>
 inline uint64_t to_bytes(uint64_t bits) {
   return _pdep_u64(bits, 0x0101010101010101ull * ((1u << Bits) - 1));

@@ -127,6 +127,11 @@ inline V load_bytes(const uint8_t* p) {
   float lanes[W] = {float(p[0]), float(p[1]), float(p[2]), float(p[3])};
   return load(lanes);
 }
+// W digits of four bits, the lowest of a byte first.
+inline V load_nibbles(const uint8_t* p) {
+  float lanes[W] = {float(p[0] & 15), float(p[0] >> 4), float(p[1] & 15), float(p[1] >> 4)};
+  return load(lanes);
+}
 template <int Bits>
 inline uint64_t to_bytes(uint64_t bits) {
   uint64_t spread = 0;

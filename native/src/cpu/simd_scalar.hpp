@@ -124,6 +124,10 @@ constexpr bool kUnpacksWords = false;
 template <int Bits>
 V unpack(Words w, int j);
 inline V load_bytes(const uint8_t* p) { return {Floats{float(p[0]), float(p[1]), float(p[2]), float(p[3])}}; }
+// W digits of four bits, the lowest of a byte first.
+inline V load_nibbles(const uint8_t* p) {
+  return {Floats{float(p[0] & 15), float(p[0] >> 4), float(p[1] & 15), float(p[1] >> 4)}};
+}
 // The lowest eight numbers of `Bits` bits, one to a byte.
 template <int Bits>
 inline uint64_t to_bytes(uint64_t bits) {

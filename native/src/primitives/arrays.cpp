@@ -79,8 +79,9 @@ mx::array dense_last_axis(const mx::array& a, mx::cpu::CommandEncoder& encoder) 
   return a.strides(-1) == 1 || a.shape(-1) == 1 ? a : copy_of(a, encoder);
 }
 
-void own_places(mx::array a, mx::cpu::CommandEncoder& encoder) {
-  if (a.flags().row_contiguous || (a.strides(-1) == 1 && has_own_places(a))) return;
+void own_places(mx::array a, bool takes_gaps, mx::cpu::CommandEncoder& encoder) {
+  bool is_dense = a.strides(-1) == 1 || a.shape(-1) == 1;
+  if (a.flags().row_contiguous || (takes_gaps && is_dense && has_own_places(a))) return;
   mx::array source(a.shape(), a.dtype(), nullptr, {});
   source.copy_shared_buffer(a);
   encoder.add_temporary(source);

@@ -32,8 +32,9 @@ mx::array contiguous_input(const mx::array& a, mx::cpu::CommandEncoder& encoder)
 // The array itself if its last axis has no gaps, else a copy.
 mx::array dense_last_axis(const mx::array& a, mx::cpu::CommandEncoder& encoder);
 // Makes `a` something that kernels may write to: an array whose last axis has gaps or whose elements share places, as a view
-// or a broadcast may be, gets memory of its own, row after row. What it was a view of stays as it is.
-void own_places(mx::array a, mx::cpu::CommandEncoder& encoder);
+// or a broadcast may be, gets memory of its own, row after row. What it was a view of stays as it is. Without `takes_gaps`
+// an array with gaps between its rows gets it too.
+void own_places(mx::array a, bool takes_gaps, mx::cpu::CommandEncoder& encoder);
 // Of an array [rows][heads][columns][size] whose last axis has no gaps.
 cpu::Heads heads_of(const mx::array& a);
 

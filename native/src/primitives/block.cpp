@@ -165,27 +165,23 @@ class LeaveBlock : public CpuPrimitive {
   std::shared_ptr<const BlockWeights> weights_;
 };
 
-// Inputs: x, then of each group lengths, and keys and values of each layer.
+// Inputs: x, then of each group lengths, and the arrays of keys and those of values of each layer.
 class RunStack : public CpuPrimitive {
  public:
-  RunStack(mx::Stream stream, std::vector<std::shared_ptr<const BlockWeights>> blocks, float scale)
-      : CpuPrimitive(stream), blocks_(std::move(blocks)), scale_(scale) {}
+  RunStack(mx::Stream stream, std::vector<std::shared_ptr<const BlockWeights>> blocks, float scale, SlabForm form)
+      : CpuPrimitive(stream), blocks_(std::move(blocks)), scale_(scale), form_(form) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     auto& encoder = mx::cpu::get_command_encoder(stream());
     mx::array x = contiguous_input(inputs[0], encoder);
-    size_t layers = blocks_.size();
-    auto slab = [&](size_t at) {
-      own_places(inputs[at], encoder);
-      return heads_of(inputs[at]);
-    };
+    size_t layers = blocks_.size(), arrays = form_.arrays();
     std::vector<cpu::StackGroup> groups;
-    for (size_t at = 1; at < inputs.size(); at += 1 + 2 * layers) {
+    for (size_t at = 1; at < inputs.size(); at += 1 + 2 * layers * arrays) {
       cpu::StackGroup group{inputs[at].shape(0), inputs[at + 1].shape(2),
                             contiguous_input(inputs[at], encoder).data<int>(), {}, {}};
       for (size_t layer = 0; layer < layers; layer++) {
-        group.keys.push_back(slab(at + 1 + layer));
-        group.values.push_back(slab(at + 1 + layers + layer));
+        group.keys.push_back(slab_to_write(inputs, at + 1 + layer * arrays, form_, encoder));
+        group.values.push_back(slab_to_write(inputs, at + 1 + (layers + layer) * arrays, form_, encoder));
       }
       groups.push_back(std::move(group));
     }
@@ -204,15 +200,31 @@ class RunStack : public CpuPrimitive {
  private:
   std::vector<std::shared_ptr<const BlockWeights>> blocks_;
   float scale_;
+  SlabForm form_;
 };
 
-// Throws unless these are slabs of a layer with such heads, with `rows` slots or more.
-void check_slab(const mx::array& slab, const cpu::BlockShape& shape, const mx::array& like, int rows, int tokens) {
-  require(slab.ndim() == 4 && slab.dtype() == mx::float32,
-          "slabs must be float32 [slots, kv heads, capacity, size]");
-  require(slab.shape() == like.shape() && slab.shape(0) >= rows && slab.shape(1) == shape.kv_heads &&
-              slab.shape(2) >= tokens && slab.shape(3) == shape.size,
-          "a slab " + shape_text(slab) + " does not fit the layers");
+// The form of slabs of heads of this size, as the shapes of one have it.
+SlabForm form_of(const Side& side, long size) {
+  require(side.size() == 1 || side.size() == 3, "a slab must be one array, or digits, scales and biases");
+  if (side.size() == 1) return {};
+  require(side[0].ndim() == 4 && side[1].ndim() == 4 && side[1].shape(3) > 0,
+          "quantised slabs must be [slots, kv heads, capacity, ...]");
+  return {int(size / side[1].shape(3)), int(side[0].shape(3) * 32L / size)};
+}
+
+// Throws unless these are slabs of a layer with such heads in this form, alike, with `rows` slots or more.
+void check_layer(const Side& keys, const Side& values, const cpu::BlockShape& shape, SlabForm form, const Side& like,
+                 int rows, int tokens) {
+  require(keys.size() == form.arrays() && values.size() == form.arrays(), "all slabs must be of one form");
+  if (form.bits != 0) check_quantized(keys, values, shape.size, form);
+  for (const Side* side : {&keys, &values}) {
+    const mx::array &slab = side->front(), &numbers = side->size() == 1 ? slab : (*side)[1];
+    require(slab.ndim() == 4 && numbers.dtype() == mx::float32,
+            "slabs must be float32 [slots, kv heads, capacity, size], or quantised with scales in float32");
+    require(slab.shape() == like.front().shape() && slab.shape(0) >= rows && slab.shape(1) == shape.kv_heads &&
+                slab.shape(2) >= tokens && (form.bits != 0 || slab.shape(3) == shape.size),
+            "a slab " + shape_text(slab) + " does not fit the layers");
+  }
 }
 
 }  // namespace
@@ -259,22 +271,25 @@ mx::array Stack::run(const mx::array& x, const std::vector<StackSlabs>& groups) 
   require(x.ndim() == 3 && x.dtype() == mx::float32 && x.shape(2) == blocks_.front()->columns() && x.size() > 0,
           "x " + shape_text(x) + " must be float32 [rows, tokens, columns of the layers]");
   std::vector<mx::array> inputs{x};
+  SlabForm form;
   int rows = 0;
   for (const StackSlabs& group : groups) {
     require(group.lengths.dtype() == mx::int32 && group.lengths.ndim() == 1 && group.lengths.size() > 0,
             "lengths must be int32, one a row");
     require(group.keys.size() == blocks_.size() && group.values.size() == blocks_.size(),
             "there must be keys and values for every layer");
+    if (rows == 0) form = form_of(group.keys.front(), shape.size);
+    for (size_t layer = 0; layer < blocks_.size(); layer++)
+      check_layer(group.keys[layer], group.values[layer], shape, form, group.keys.front(), group.lengths.shape(0),
+                  x.shape(1));
     inputs.push_back(group.lengths);
-    for (const auto* side : {&group.keys, &group.values})
-      for (const mx::array& slab : *side) {
-        check_slab(slab, shape, group.keys.front(), group.lengths.shape(0), x.shape(1));
-        inputs.push_back(slab);
-      }
+    for (const auto* sides : {&group.keys, &group.values})
+      for (const Side& side : *sides) inputs.insert(inputs.end(), side.begin(), side.end());
     rows += group.lengths.shape(0);
   }
   require(rows == x.shape(0), "there must be as many lengths as rows of x " + shape_text(x));
-  return mx::array(x.shape(), mx::float32, std::make_shared<RunStack>(cpu_stream(), blocks_, scale_), std::move(inputs));
+  auto primitive = std::make_shared<RunStack>(cpu_stream(), blocks_, scale_, form);
+  return mx::array(x.shape(), mx::float32, primitive, std::move(inputs));
 }
 
 }  // namespace mlx_serving

@@ -8,9 +8,9 @@
 #include <optional>
 #include <vector>
 
-namespace mlx_serving {
+#include "slabs.hpp"
 
-namespace mx = mlx::core;
+namespace mlx_serving {
 
 // The parameters of a linear layer: [weight], or [weight, scales, biases] with `bits` and `group_size`; `bias` is added.
 struct LinearParameters {
@@ -48,10 +48,10 @@ class Block {
 };
 
 // The slabs of rows that belong together: `lengths` [rows] int32 before the new tokens; keys and values a layer each,
-// [slots, kv heads, capacity, size] float32, row i in slot i.
+// [slots, kv heads, capacity, size] float32, row i in slot i, or all quantised, to 4 or 8 bits.
 struct StackSlabs {
   mx::array lengths;
-  std::vector<mx::array> keys, values;
+  std::vector<Side> keys, values;
 };
 
 // Decoder layers of one shape, one after the other in one operation. Their attention writes the new keys and values

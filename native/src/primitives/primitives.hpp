@@ -63,6 +63,10 @@ mx::array quantized_slab_attention(const mx::array& queries, const std::vector<m
 mx::array attend_in_place(const mx::array& queries, const mx::array& keys, const mx::array& values,
                           const mx::array& slab_keys, const mx::array& slab_values, const mx::array& lengths,
                           float scale);
+// The same over quantised slabs: the new keys and values, of the type of the scales, are quantised as mx.quantize does.
+mx::array attend_quantized_in_place(const mx::array& queries, const mx::array& keys, const mx::array& values,
+                                    const std::vector<mx::array>& slab_keys, const std::vector<mx::array>& slab_values,
+                                    const mx::array& lengths, float scale, int group_size, int bits);
 
 // Tokens int32 [rows] drawn from logits [rows, vocabulary]: -1 where these are not finite, 0 where a mask leaves none.
 // `masks` [rows, ceil(vocabulary / 32)] uint32 has a bit for each token that may be drawn; `floats` [rows, 4] are

@@ -112,6 +112,20 @@ struct Quantized {
   QuantizedMatrix matrix() const {
     return {words.data(), scales.data(), biases.data(), type, rows, columns, group, bits};
   }
+  // A slab, if the matrix has a row for each slot, head and column.
+  Slab slab(long kv_heads, long capacity) const {
+    return {{words.data(), type, kv_heads * capacity, capacity, 1}, scales.data(), biases.data(), bits, group};
+  }
+  // What digits, scales and biases stand for now.
+  std::vector<float> widened() const {
+    std::vector<float> wide, all_scales = ::widened(scales, type), all_biases = ::widened(biases, type);
+    for (long i = 0; i < rows * columns; i++) {
+      unsigned digit = 0;
+      for (long b = 0, bit = i * bits; b < bits; b++, bit++) digit |= ((words[size_t(bit / 32)] >> (bit % 32)) & 1u) << b;
+      wide.push_back(float(digit) * all_scales[size_t(i / group)] + all_biases[size_t(i / group)]);
+    }
+    return wide;
+  }
   // The same in panels, kept in this; `rows` is a multiple of kPanelRows.
   void lay_out() {
     std::vector<uint32_t> given = words;
@@ -145,17 +159,16 @@ struct Quantized {
   }
 };
 
-Quantized quantized(long rows, long columns, int group, int bits, float size = 1.0f) {
-  Typed scales = typed(rows * columns / group, any_type(), size), biases = typed(rows * columns / group, scales.type, size);
-  Quantized result{{}, scales.bytes, biases.bytes, {}, scales.type, rows, columns, group, bits};
+Quantized quantized(long rows, long columns, int group, int bits, Type type, float size) {
+  Typed scales = typed(rows * columns / group, type, size), biases = typed(rows * columns / group, type, size);
+  Quantized result{{}, scales.bytes, biases.bytes, {}, type, rows, columns, group, bits};
   for (long i = 0; i < rows * columns * bits / 32; i++) result.words.push_back(uint32_t(generator()));
-  for (long i = 0; i < rows * columns; i++) {
-    unsigned digit = 0;
-    for (long b = 0, bit = i * bits; b < bits; b++, bit++)
-      digit |= ((result.words[size_t(bit / 32)] >> (bit % 32)) & 1u) << b;
-    result.values.push_back(float(digit) * scales.values[size_t(i / group)] + biases.values[size_t(i / group)]);
-  }
+  result.values = result.widened();
   return result;
+}
+
+Quantized quantized(long rows, long columns, int group, int bits, float size = 1.0f) {
+  return quantized(rows, columns, group, bits, any_type(), size);
 }
 
 // y of x in any type, in x's type, against what it should be.
@@ -302,10 +315,8 @@ void attention() {
   if (shape.size % group != 0) return;
   float size = 1.0f / float(1 << bits);
   Quantized sides[] = {quantized(columns, shape.size, group, bits, size), quantized(columns, shape.size, group, bits, size)};
-  auto packed = [&](const Quantized& side) {
-    return Slab{{side.words.data(), side.type, 0, 0, 0}, side.scales.data(), side.biases.data(), bits, group};
-  };
-  attend(shape, asking, packed(sides[0]), packed(sides[1]), lengths.data(), 0.1f, causal, out.data());
+  attend(shape, asking, sides[0].slab(shape.kv_heads, shape.capacity), sides[1].slab(shape.kv_heads, shape.capacity),
+         lengths.data(), 0.1f, causal, out.data());
   agrees(sides[0].values, sides[1].values, "attention to quantised slabs");
 }
 
@@ -316,6 +327,48 @@ void write(const AttentionShape& s, const Values& added, const std::vector<int>&
     for (long head = 0; head < s.kv_heads; head++)
       std::copy_n(&added[place(s.kv_heads, s.tokens, s.size, row, head, 0)], s.tokens * s.size,
                   &slab[place(s.kv_heads, s.capacity, s.size, row, head, lengths[size_t(row)])]);
+}
+
+// A group as mx.quantize has it: digits, scale, bias.
+void quantize_group(const float* x, int group, int bits, uint32_t* digits, float& scale, float& bias) {
+  float most_digit = float((1 << bits) - 1), least = x[0], most = x[0];
+  for (int i = 1; i < group; i++) {
+    least = std::min(least, x[i]);
+    most = std::max(most, x[i]);
+  }
+  bool is_negative = std::abs(least) > std::abs(most);
+  float edge = is_negative ? least : most;
+  scale = std::max((most - least) / most_digit, 1e-7f) * (is_negative ? 1.0f : -1.0f);
+  bias = 0.0f;
+  float steps = std::rint(edge / scale);
+  if (steps != 0.0f) {
+    scale = edge / steps;
+    bias = edge;
+  }
+  for (int i = 0; i < group; i++)
+    digits[i] = uint32_t(std::min(std::max(std::rint((x[i] - bias) / scale), 0.0f), most_digit));
+}
+
+// Puts columns [rows][kv heads][tokens][size] into a quantised slab, from column lengths[row] on.
+void put_quantized(const AttentionShape& s, const std::vector<float>& added, const std::vector<int>& lengths,
+                   Quantized& slab) {
+  std::vector<float> scales = widened(slab.scales, slab.type), biases = widened(slab.biases, slab.type);
+  std::vector<uint32_t> digits(size_t(slab.group));
+  for (long row = 0; row < s.rows; row++)
+    for (long i = 0; i < s.kv_heads * s.tokens * s.size; i += slab.group) {
+      long head = i / (s.tokens * s.size), offset = i % (s.tokens * s.size);
+      size_t at = place(s.kv_heads, s.capacity, s.size, row, head, lengths[size_t(row)]) + size_t(offset);
+      size_t group = at / size_t(slab.group);
+      quantize_group(&added[size_t(row * s.kv_heads * s.tokens * s.size + i)], slab.group, slab.bits, digits.data(),
+                     scales[group], biases[group]);
+      size_t each = size_t(32 / slab.bits);
+      for (size_t d = 0; d < digits.size(); d++) {
+        uint32_t &word = slab.words[(at + d) / each], shift = uint32_t((at + d) % each) * uint32_t(slab.bits);
+        word = (word & ~(((1u << slab.bits) - 1) << shift)) | digits[d] << shift;
+      }
+    }
+  kernels().narrow(scales.data(), slab.scales.data(), slab.type, long(scales.size()));
+  kernels().narrow(biases.data(), slab.biases.data(), slab.type, long(biases.size()));
 }
 
 void attention_in_place() {
@@ -335,10 +388,28 @@ void attention_in_place() {
   }
   std::vector<char> out(queries.bytes.size());
   Heads asking = heads_of(queries.bytes, queries.type, shape.heads, shape.tokens, shape.size);
-  attend_in_place(shape, asking, fresh[0], fresh[1], old[0], old[1], lengths.data(), 0.1f, out.data());
-  Doubles expected = attended(shape, queries.values, slabs[0].values, slabs[1].values, after, 0.1, true);
-  check(close(widened(out, queries.type), expected, bound_of(queries.type)), "attention in place");
+  attend_in_place(shape, asking, fresh[0], fresh[1], {old[0]}, {old[1]}, lengths.data(), 0.1f, out.data());
+  auto agrees = [&](const std::vector<float>& keys, const std::vector<float>& values, const char* what) {
+    Doubles expected = attended(shape, queries.values, keys, values, after, 0.1, true);
+    check(close(widened(out, queries.type), expected, bound_of(queries.type)), what);
+  };
+  agrees(slabs[0].values, slabs[1].values, "attention in place");
   for (const Typed& slab : slabs) check(widened(slab.bytes, type) == slab.values, "what is written to slabs");
+
+  int group = shape.size % 64 == 0 ? 64 : 32, bits = number(0, 1) ? 4 : 8;
+  if (shape.size % group != 0) return;
+  long columns = shape.rows * shape.kv_heads * shape.capacity;
+  Quantized packed[] = {quantized(columns, shape.size, group, bits, type, 1.0f / float(1 << bits)),
+                        quantized(columns, shape.size, group, bits, type, 1.0f / float(1 << bits))};
+  Quantized wanted[] = {packed[0], packed[1]};
+  for (int side = 0; side < 2; side++) put_quantized(shape, added[side].values, lengths, wanted[side]);
+  attend_in_place(shape, asking, fresh[0], fresh[1], packed[0].slab(shape.kv_heads, shape.capacity),
+                  packed[1].slab(shape.kv_heads, shape.capacity), lengths.data(), 0.1f, out.data());
+  for (int side = 0; side < 2; side++)
+    check(packed[side].words == wanted[side].words && packed[side].scales == wanted[side].scales &&
+              packed[side].biases == wanted[side].biases,
+          "what is written to quantised slabs");
+  agrees(wanted[0].widened(), wanted[1].widened(), "attention in place to quantised slabs");
 }
 
 Doubles normal_rows(const Doubles& x, const std::vector<float>& weight, bool centred) {
@@ -463,15 +534,42 @@ Doubles by_head(const Doubles& x, long rows, long tokens, long heads, long size)
   return y;
 }
 
-// Rows with slabs of their own: floats for the kernels, and what should be in them, [layers][keys, values].
+// Rows with slabs of their own, [layers][keys, values]: floats or, if `bits` is not 0, quantised ones, and what should be
+// in them.
 struct Group {
   AttentionShape shape;
+  int bits;
   std::vector<int> lengths;
   std::vector<std::vector<float>> slabs;
+  std::vector<Quantized> packed;
   std::vector<Doubles> expected;
+
+  void add_slab() {
+    long columns = shape.rows * shape.kv_heads * shape.capacity;
+    if (bits == 0) slabs.push_back(numbers(columns * shape.size));
+    else packed.push_back(quantized(columns, shape.size, 32, bits, Type::f32, 1.0f / float(1 << bits)));
+    const std::vector<float>& values = bits == 0 ? slabs.back() : packed.back().values;
+    expected.emplace_back(values.begin(), values.end());
+  }
+  Slab slab(size_t at) const {
+    if (bits != 0) return packed[at].slab(shape.kv_heads, shape.capacity);
+    return {{slabs[at].data(), Type::f32, shape.kv_heads * shape.capacity * shape.size, shape.capacity * shape.size,
+             shape.size}};
+  }
+  // What was written to a slab, and is read from it.
+  std::vector<float> written(size_t at) const { return bits == 0 ? slabs[at] : packed[at].widened(); }
+  // How far that may be from what should be there: half a step, and a whole one at the end of a group that is nearer to 0.
+  double bound(size_t at) const {
+    if (bits == 0) return 2e-4;
+    double most = 0.0, step = 0.0;
+    for (double each : expected[at]) most = std::max(most, std::abs(each));
+    for (float each : widened(packed[at].scales, Type::f32)) step = std::max(step, std::abs(double(each)));
+    return 2e-4 + step / most;
+  }
 };
 
-// What a layer makes of x [rows][tokens][columns] of a group, in doubles; its slabs get the new columns.
+// What a layer makes of x [rows][tokens][columns] of a group, in doubles. Its expected slabs get the new columns, are
+// compared with those that kernels wrote to, and are these from then on: a rounded number is another one.
 Doubles decoded(const Decoder& decoder, const BlockShape& block, Group& group, size_t at, const Doubles& x) {
   AttentionShape& s = group.shape;
   Doubles normal = normal_rows(x, decoder.norms[0].values, false);
@@ -483,6 +581,11 @@ Doubles decoded(const Decoder& decoder, const BlockShape& block, Group& group, s
            group.lengths[size_t(i / (heads * s.tokens))] + i % s.tokens);
   write(s, keys, group.lengths, group.expected[at]);
   write(s, by_head(decoder.v.of(normal), s.rows, s.tokens, s.kv_heads, s.size), group.lengths, group.expected[at + 1]);
+  for (size_t side : {at, at + 1}) {
+    std::vector<float> written = group.written(side);
+    check(close(written, group.expected[side], group.bound(side)), "slabs of layers");
+    if (group.bits != 0) group.expected[side].assign(written.begin(), written.end());
+  }
   std::vector<int> after = group.lengths;
   for (int& length : after) length += int(s.tokens);
   Doubles y = decoder.o.of(attended(s, queries, group.expected[at], group.expected[at + 1], after, 0.1, true));
@@ -518,29 +621,30 @@ void layers() {
   std::vector<Group> groups(static_cast<size_t>(number(1, 2)));
   std::vector<StackGroup> given;
   std::vector<float> x;
-  Doubles expected;
+  int slab_bits = number(0, 1) ? 0 : number(0, 1) ? 4 : 8;
   for (Group& group : groups) {
     group.shape = {number(1, 2), heads, kv_heads, tokens, size, tokens + number(0, 60)};
+    group.bits = slab_bits;
     group.lengths = any_lengths(group.shape, 0, group.shape.capacity - tokens);
     given.push_back({group.shape.rows, group.shape.capacity, group.lengths.data(), {}, {}});
     for (size_t i = 0; i < 2 * decoders.size(); i++) {
-      group.slabs.push_back(numbers(group.shape.rows * kv_heads * group.shape.capacity * size));
-      group.expected.emplace_back(group.slabs.back().begin(), group.slabs.back().end());
-      Heads slab{group.slabs.back().data(), Type::f32, kv_heads * group.shape.capacity * size,
-                 group.shape.capacity * size, size};
-      (i % 2 == 0 ? given.back().keys : given.back().values).push_back(slab);
+      group.add_slab();
+      (i % 2 == 0 ? given.back().keys : given.back().values).push_back(group.slab(i));
     }
     std::vector<float> own = numbers(group.shape.rows * tokens * columns);
     x.insert(x.end(), own.begin(), own.end());
-    Doubles y(own.begin(), own.end());
-    for (size_t i = 0; i < decoders.size(); i++) y = decoded(decoders[i], shape, group, 2 * i, y);
-    expected.insert(expected.end(), y.begin(), y.end());
   }
   std::vector<float> out(x.size());
   run_stack(stack, given, x.data(), tokens, 0.1f, out.data());
+  Doubles expected;
+  auto next = x.begin();
+  for (Group& group : groups) {
+    auto first = std::exchange(next, next + group.shape.rows * tokens * columns);
+    Doubles y(first, next);
+    for (size_t i = 0; i < decoders.size(); i++) y = decoded(decoders[i], shape, group, 2 * i, y);
+    expected.insert(expected.end(), y.begin(), y.end());
+  }
   check(close(out, expected, 2e-4), "layers");
-  for (const Group& group : groups)
-    for (size_t i = 0; i < group.slabs.size(); i++) check(close(group.slabs[i], group.expected[i], 2e-4), "slabs of layers");
 }
 
 // One that throws in the thread that asked leaves the pool as it was: two chunks that wait for each other still meet.

@@ -10,6 +10,7 @@ namespace {
 #include "dense.inl"
 #include "product.inl"
 #include "attention.inl"
+#include "quantize.inl"
 #include "draw.inl"
 static_assert(kTileRows <= kMostTileRows);
 }  // namespace
@@ -17,4 +18,4 @@ static_assert(kTileRows <= kMostTileRows);
 #define MLX_SERVING_TABLE(NAME)                                                                                      \
   {NAME, kTileRows, kTileColumns, arranged_size, arrange, quantized_rows, dense_rows, nullptr, nullptr, nullptr,     \
    pack_left, pack_quantized, pack_dense, tile_product, widen, narrow, rms_norm, layer_norm, gate_rows, rotate,      \
-   attend_few, weigh_tile, widen_quantized, peak, weigh, collect, adjust}
+   attend_few, weigh_tile, widen_quantized, quantize, peak, weigh, collect, adjust}

@@ -90,28 +90,3 @@ void weigh_tile(float* scores, long columns, long size, const long* visible, Sof
     for (long c = 0; c < columns; c++) packed[c * kTileRows + row] = line[c];
   }
 }
-
-// Rows of quantised keys or values as floats; digits are consecutive in the row.
-template <int Bits, class S>
-struct WidenRow {
-  static void run(const QuantizedMatrix& matrix, long row, float* target) {
-    const char* bytes = reinterpret_cast<const char*>(matrix.weight + row * matrix.row_words());
-    const S* scales = static_cast<const S*>(matrix.scales) + row * matrix.row_groups();
-    const S* biases = static_cast<const S*>(matrix.biases) + row * matrix.row_groups();
-    for (long k = 0; k < matrix.columns; k += 16) {
-      uint8_t digits[16];
-      for (int piece = 0; piece < 2; piece++) {
-        uint64_t bits = 0;
-        std::memcpy(&bits, bytes + (k + 8 * piece) * Bits / 8, Bits);
-        uint64_t spread = Bits == 8 ? bits : to_bytes<Bits>(bits);
-        std::memcpy(digits + 8 * piece, &spread, 8);
-      }
-      V scale = set1(to_float(scales[k / matrix.group])), bias = set1(to_float(biases[k / matrix.group]));
-      for (int v = 0; v < 16; v += W) store(target + k + v, fma(load_bytes(digits + v), scale, bias));
-    }
-  }
-};
-
-void widen_quantized(const QuantizedMatrix& matrix, long row, float* target) {
-  with_bits<WidenRow>(matrix, row, target);
-}
