@@ -24,18 +24,29 @@ _HOST_BYTES_PER_TOKEN = 48
 """What the index itself takes; all there is to count for models without keys and values."""
 
 
-@attrs.frozen(eq=False)
+Layers = tuple[tuple[mx.array, ...], ...]
+"""For each layer that has keys and values its arrays [1, heads, tokens, size]: two, or of a quantised cache three for
+keys and three for values."""
+
+
+@attrs.define(eq=False)
 class KvBlock:
-    """Keys and values of some tokens: for each layer that has them its arrays [1, heads, tokens, size].
+    """Keys and values of some tokens, by layers, packed, or both."""
 
-    There are two a layer, or of a quantised cache three for keys and three for values.
-    """
-
-    layers: tuple[tuple[mx.array, ...], ...]
+    _layers: Layers | None
     nbytes: int
     packed: mx.array | None = None
-    """All of them one below the other, [arrays, heads, tokens, size], if they are of one form: then `layers` are parts
-    of it."""
+    """All arrays one below the other, [arrays, heads, tokens, size], keys and values in turn: if they are of one
+    form."""
+
+    @property
+    def layers(self) -> Layers:
+        """Of a packed block parts of it."""
+        if self._layers is None:
+            assert self.packed is not None
+            sides = [self.packed[i : i + 1] for i in range(self.packed.shape[0])]
+            self._layers = tuple(zip(sides[::2], sides[1::2], strict=True))
+        return self._layers
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -93,13 +104,16 @@ class CacheParts:
 
     def packed_block(self, packed: mx.array, tokens: int) -> KvBlock:
         """Of arrays one below the other, keys and values in turn. ValueError if they are no pairs."""
-        sides = [packed[i : i + 1] for i in range(packed.shape[0])]
-        nbytes = _HOST_BYTES_PER_TOKEN * tokens + packed.nbytes
-        return KvBlock(tuple(zip(sides[::2], sides[1::2], strict=True)), nbytes, packed)
+        if packed.shape[0] % 2:
+            raise ValueError(f"{packed.shape[0]} arrays are no pairs")
+        return KvBlock(None, _HOST_BYTES_PER_TOKEN * tokens + packed.nbytes, packed)
 
     def fits(self, block: KvBlock, tokens: int, caches: Caches) -> bool:
         """Whether a block that came from elsewhere has the form of `caches`, which may be empty."""
         sides = [6 if type(caches[i]) is QuantizedKVCache else 2 for i in self._plain]
+        if block.packed is not None:
+            count, _, held, _ = block.packed.shape
+            return held == tokens and sides == [2] * (count // 2)
         shaped = all(each.ndim == 4 and each.shape[TOKENS_AXIS] == tokens for layer in block.layers for each in layer)
         return shaped and [len(layer) for layer in block.layers] == sides
 

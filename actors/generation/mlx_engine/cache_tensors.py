@@ -53,14 +53,14 @@ def read_packed(content: Content, copied: Callable[[memoryview], mx.array]) -> m
 
     `copied` makes an array [bytes] of some bytes. Raises ValueError or KeyError for what `block_tensors` did not write.
     """
-    forms = {(tensor.dtype, tensor.shape) for tensor in content.tensors}
+    forms = {(form.dtype, form.shape) for form in content.forms}
     if len(forms) != 1:
         return None
     ((name, shape),) = forms
     dtype, _ = _TYPES[name]
-    if shape[:1] != (1,) or content.data.nbytes != dtype.size * math.prod(shape) * len(content.tensors):
+    if shape[:1] != (1,) or content.data.nbytes != dtype.size * math.prod(shape) * len(content.forms):
         raise ValueError("the tensors do not follow each other")
-    return copied(content.data).view(dtype).reshape(len(content.tensors), *shape[1:])
+    return copied(content.data).view(dtype).reshape(len(content.forms), *shape[1:])
 
 
 def snapshot_tensors(snapshot: Snapshot) -> tuple[tuple[Tensor, ...], str]:

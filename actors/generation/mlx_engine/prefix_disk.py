@@ -23,7 +23,8 @@ from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.host_memory import HostStage
 from mlx_serving.actors.generation.prefix.blocks import Block, Piece
 from mlx_serving.actors.generation.prefix.checkpoints import Checkpoint
-from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetch, Fetched
+from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetch
+from mlx_serving.actors.generation.prefix.disk_arrival import Fetched
 from mlx_serving.actors.generation.prefix.disk_record import Record, fresh_memory
 from mlx_serving.actors.generation.prefix.disk_search import Wanted
 from mlx_serving.actors.generation.prefix.keys import prefix_keys
@@ -34,6 +35,8 @@ _TURNS_HELD = 32
 _HELD_BYTES = 128 << 20
 _STAGE_BYTES = 256 << 20
 """As much as 2,000 tokens of a model of 8 billion weights; what is more is copied by the host once more."""
+_LEAST_BROUGHT = 24 << 20
+"""Bytes that are set going at once: less takes the host longer than the bus."""
 _BROKEN = (ValueError, KeyError, TypeError, StopIteration)
 
 _log = logging.getLogger(__name__)
@@ -82,6 +85,10 @@ class PrefixDisk:
         self._lost: set[bytes] = set()
         """Keys of parts that were not kept, and without which others are of no use."""
         self._turn = 0
+        self._brought: list[tuple[mx.array, Fetched]] = []
+        """What is copied to the device, with the memory that it comes from, since the last step."""
+        self._waiting: list[mx.array] = []
+        """Of these, what is not set going yet."""
         self._stage: HostStage | None = None
         self._staging = threading.Thread(target=self._make_stage, name="prefix-stage", daemon=True)
         if cache_tensors.has_memory_apart():
@@ -103,6 +110,7 @@ class PrefixDisk:
 
     def turn(self) -> None:
         """A step went by: hand at most one part to the writer, so that no step takes long for it."""
+        self._let_go()
         self._turn += 1
         if self._outgoing and (
             self._turn - self._outgoing[0].since >= _TURNS_HELD or self._outgoing_bytes > _HELD_BYTES
@@ -111,6 +119,7 @@ class PrefixDisk:
 
     def rest(self) -> None:
         """Nothing runs: hand everything over."""
+        self._let_go()
         while self._outgoing:
             self._hand_over()
 
@@ -118,7 +127,8 @@ class PrefixDisk:
         return self.tier.fetch(wanted)
 
     def returned(self, prefetch: Fetch) -> Returned:
-        """Wait for what a prefetch brings, and bring it to the device while more is read.
+        """Wait for what a prefetch brings, and have it copied to the device while more is read, and while what follows
+        it is built.
 
         What is not as it was written is dropped, with what follows it; blocks without the state that was to follow
         them are of no use.
@@ -126,11 +136,8 @@ class PrefixDisk:
         pieces: list[Piece[KvBlock]] = []
         snapshot, state_tokens = None, 0
         caches = self._new_caches()
-        arrived: list[Fetched] = []
-        brought: list[mx.array] = []
         begun = time.monotonic()
         for fetched in prefetch:
-            arrived.append(fetched)
             begun = time.monotonic()
             content = fetched.content
             try:
@@ -139,15 +146,13 @@ class PrefixDisk:
                 else:
                     piece = self._piece(fetched, caches)
                     pieces.append(piece)
-                    if self._stage is not None:
-                        brought += piece.payload.arrays
-                        prompt_caches.start(piece.payload.arrays)
+                    self._bring(piece.payload.arrays, fetched)
             except _BROKEN:
                 self.tier.drop([fetched.entry])
                 break
+        self._go()
         if self._parts.has_states and snapshot is None:
             pieces.clear()
-        mx.eval(brought)  # from memory that is let go with what has arrived
         self.tier.worth.taken(sum(piece.payload.nbytes for piece in pieces), time.monotonic() - begun)
         return Returned(tuple(pieces), snapshot, state_tokens)
 
@@ -178,6 +183,27 @@ class PrefixDisk:
         if not self._parts.fits(block, tokens, caches):
             raise ValueError("the block has the form of another model's")
         return Piece(fetched.start, fetched.stop, block)
+
+    def _bring(self, arrays: Sequence[mx.array], fetched: Fetched) -> None:
+        """Have arrays computed on the device some time soon."""
+        if self._stage is None:
+            return
+        self._waiting += arrays
+        self._brought += [(array, fetched) for array in arrays]
+        if sum(array.nbytes for array in self._waiting) >= _LEAST_BROUGHT:
+            self._go()
+
+    def _go(self) -> None:
+        """Set going what waits for it."""
+        if self._waiting:
+            prompt_caches.start(self._waiting)
+            self._waiting = []
+
+    def _let_go(self) -> None:
+        """Of memory that was copied from; it is waited for, though a step that needed it has long done so."""
+        if self._brought:
+            mx.eval([array for array, _ in self._brought])
+            self._brought = []
 
     def _make_stage(self) -> None:
         try:

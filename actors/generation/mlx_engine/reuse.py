@@ -162,13 +162,15 @@ class Reuse:
 
     def turn(self) -> None:
         """A step went by."""
-        if self._cache is not None:
-            self._cache.turn()
+        with self._unless_it_fails() as cache:
+            if cache is not None:
+                cache.turn()
 
     def rest(self) -> None:
         """No row is left."""
-        if self._cache is not None:
-            self._cache.rest()
+        with self._unless_it_fails() as cache:
+            if cache is not None:
+                cache.rest()
 
     def stats(self) -> CacheStats:
         return self._cache.stats() if self._cache is not None else CacheStats(enabled=False)

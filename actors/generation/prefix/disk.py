@@ -22,12 +22,11 @@ from pathlib import Path
 
 import attrs
 
+from mlx_serving.actors.generation.prefix.disk_arrival import BROKEN, Arrival, Fetched, parts_of, read_parts
 from mlx_serving.actors.generation.prefix.disk_index import FILES, DiskIndex, Entry, Figures
 from mlx_serving.actors.generation.prefix.disk_record import (
     PARTIAL,
     SUFFIX,
-    BrokenFile,
-    Content,
     Reading,
     Record,
     fresh_memory,
@@ -48,8 +47,6 @@ _RESERVE_BYTES = 512 << 20
 _ABANDONED_SECONDS = 600.0
 """Age at which a file that the index does not name belongs to nobody."""
 _CLOSE_SECONDS = 10.0
-_BROKEN = (OSError, BrokenFile, ValueError, KeyError, TypeError)
-"""What reading a file raises that is not what was written."""
 
 Warn = Callable[[str], None]
 
@@ -60,16 +57,6 @@ class _Job:
 
     run: Callable[[DiskIndex], None]
     done: threading.Event = attrs.field(factory=threading.Event)
-
-
-@attrs.frozen(eq=False)
-class Fetched:
-    """One entry in memory again: tensors of tokens from `start`, good for the prompt up to `stop`."""
-
-    start: int
-    stop: int
-    content: Content
-    entry: Entry
 
 
 @attrs.frozen(eq=False)
@@ -111,7 +98,8 @@ class DiskTier:
         self._queued = 0
         self._lock = threading.Lock()
         self._search = ThreadPoolExecutor(1, "prefix-search")
-        self._readers = ThreadPoolExecutor(_READERS, "prefix-read")
+        self._threads = _READERS
+        self._readers = ThreadPoolExecutor(self._threads, "prefix-read")
         self._searched: DiskIndex | None = None
         self._writer = threading.Thread(target=self._write_all, name="prefix-write", daemon=True)
         self.figures = Figures()
@@ -128,7 +116,8 @@ class DiskTier:
         As it computes beside the host, as many threads read as there are cores.
         """
         self._memory = memory
-        self._readers = ThreadPoolExecutor(max(_READERS, min(_MOST_READERS, usable_cores())), "prefix-read")
+        self._threads = max(_READERS, min(_MOST_READERS, usable_cores()))
+        self._readers = ThreadPoolExecutor(self._threads, "prefix-read")
 
     def put(self, namespace: bytes, record: Record) -> bool:
         """Keep a record some time from now; False if it will not be."""
@@ -150,8 +139,9 @@ class DiskTier:
         return self._do(lambda index: self._delete(index, index.of_model(self._model))).wait(seconds)
 
     def drop(self, entries: Sequence[Entry]) -> None:
-        """Delete entries that turned out to be broken, and count them."""
-        self.dropped += len(entries)
+        """Delete entries that turned out to be broken, and count them. For any thread."""
+        with self._lock:
+            self.dropped += len(entries)
         self._do(lambda index: self._delete(index, entries))
 
     def flush(self, seconds: float = _CLOSE_SECONDS) -> bool:
@@ -187,19 +177,19 @@ class DiskTier:
         begun = time.monotonic()
         try:
             found = self._find(wanted)
-            readings = [self._begin(each) for each in found]
+            arrivals = [Arrival(each, self._opened(each), self.drop) for each in found]
         except Exception as error:
             arriving.set_exception(error)
             return
-        arrivals: list[Future[Fetched | None]] = [Future() for _ in found]
-        arriving.set_result(arrivals)
-        for each, (reading, parts), arrival in zip(found, readings, arrivals, strict=True):
-            try:
-                arrival.set_result(self._arrived(each, reading, parts))
-            except Exception as error:
-                arrival.set_exception(error)
-        if found and not any(arrival.exception() for arrival in arrivals):
-            self._account(found, [arrival.result() for arrival in arrivals], time.monotonic() - begun)
+        results = [arrival.result for arrival in arrivals]
+        arriving.set_result(results)
+        parts = parts_of(arrivals)
+        shared = iter(parts)
+        for _ in range(min(self._threads, len(parts))):
+            self._readers.submit(read_parts, shared)
+        wait(results)
+        if found and not any(result.exception() for result in results):
+            self._account(found, [result.result() for result in results], time.monotonic() - begun)
 
     def _find(self, wanted: Wanted) -> list[Found]:
         """Entries that are worth reading."""
@@ -215,35 +205,17 @@ class DiskTier:
             return []
         return found
 
-    def _begin(self, found: Found) -> tuple[Reading | None, list[Future[None]]]:
-        """Have the readers begin with the parts of a file; no parts of one that is not what was written."""
+    def _opened(self, found: Found) -> Reading | None:
+        """None for a file that is not what was written."""
         try:
-            reading = Reading(self._files, found.entry.stored, self._memory)
-        except _BROKEN:
-            return None, []
-        return reading, [self._readers.submit(reading.read, part) for part in reading.parts]
-
-    def _arrived(self, found: Found, reading: Reading | None, parts: Sequence[Future[None]]) -> Fetched | None:
-        """Wait for all parts of a file; None if it is not what was written."""
-        if reading is None:
+            return Reading(self._files, found.entry.stored, self._memory)
+        except BROKEN:
             return None
-        wait(parts)
-        try:
-            for part in parts:
-                part.result()
-            return Fetched(found.start, found.stop, reading.content(), found.entry)
-        except _BROKEN:
-            return None
-        finally:
-            reading.close()
 
     def _account(self, found: Sequence[Found], read: Sequence[Fetched | None], seconds: float) -> None:
-        """Drop what was broken; of the rest keep in mind that it was used, and how long it took."""
-        broken = [each.entry for each, fetched in zip(found, read, strict=True) if fetched is None]
-        if broken:
-            self.drop(broken)
-            if found[-1].entry.is_state:
-                return
+        """Keep in mind that entries were used, up to one that was broken, and how long it took."""
+        if None in read and found[-1].entry.is_state:
+            return
         self.worth.read(_bytes_of(found), seconds)
         used = [each.entry for each in itertools.takewhile(lambda each: each is not None, read) if each is not None]
         self._do(lambda index: index.touch(used))

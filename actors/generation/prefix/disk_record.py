@@ -6,6 +6,7 @@ read in parts, by as many threads as there are.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -22,6 +23,8 @@ SUFFIX = ".safetensors"
 PART_BYTES = 4 << 20
 """What a thread reads and checks at a time. Whole pages."""
 _PAGE = 4096
+_HEADERS = 32
+"""As many are kept as they were parsed, which holds up all threads that read."""
 
 
 @attrs.frozen(eq=False)
@@ -67,13 +70,27 @@ class Stored:
     checksum: int
 
 
+@attrs.frozen
+class Form:
+    """Of a tensor in a file: its type and shape, and where its bytes begin and end among those of all tensors."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
 @attrs.frozen(eq=False)
 class Content:
-    """What a file holds: its tensors, whose bytes follow each other in `data`, and the note."""
+    """What a file holds: tensors, whose bytes follow each other in `data`, and the note."""
 
-    tensors: tuple[Tensor, ...]
+    forms: tuple[Form, ...]
     note: str
     data: memoryview
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(Tensor(each.dtype, each.shape, self.data[each.begin : each.end]) for each in self.forms)
 
 
 def fresh_memory(nbytes: int) -> memoryview:
@@ -202,11 +219,16 @@ def _header(record: Record) -> bytes:
 
 def _parsed(content: memoryview) -> Content:
     length = int.from_bytes(content[:8], "little")
-    entries = json.loads(bytes(content[8 : 8 + length]))
+    forms, note = _forms(bytes(content[8 : 8 + length]))
+    return Content(forms, note, content[8 + length :])
+
+
+@functools.lru_cache(_HEADERS)
+def _forms(text: bytes) -> tuple[tuple[Form, ...], str]:
+    """By the header's JSON text, which is the same in all blocks of a model that have as many tokens."""
+    entries = json.loads(text)
     note = entries.pop("__metadata__")["note"]
-    data = content[8 + length :]
-    tensors = (
-        Tensor(entry["dtype"], tuple(entry["shape"]), data[slice(*entry["data_offsets"])])
-        for _, entry in sorted(entries.items())
+    forms = (
+        Form(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for _, entry in sorted(entries.items())
     )
-    return Content(tuple(tensors), note, data)
+    return tuple(forms), note

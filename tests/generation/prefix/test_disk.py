@@ -19,7 +19,8 @@ import pytest
 from support.wait import until
 
 from mlx_serving.actors.generation.prefix import disk as disk_module
-from mlx_serving.actors.generation.prefix.disk import DiskTier, Fetched
+from mlx_serving.actors.generation.prefix.disk import DiskTier
+from mlx_serving.actors.generation.prefix.disk_arrival import Fetched
 from mlx_serving.actors.generation.prefix.disk_index import FILES
 from mlx_serving.actors.generation.prefix.disk_record import (
     PART_BYTES,

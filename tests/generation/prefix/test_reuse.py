@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,10 +15,12 @@ from support.engine_driver import Driver, replace_model
 from support.engines import loaded, mlx_lm_greedy
 from support.tiny_models import EOS, make_tiny_model
 
-from mlx_serving.actors.generation.mlx_engine import cache_tensors, prefix_cache
+from mlx_serving.actors.generation.mlx_engine import cache_tensors, prefix_cache, prefix_disk
 from mlx_serving.actors.generation.mlx_engine.cache_parts import KvBlock
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.generation.mlx_engine.prefix_cache import PrefixCache as PrefixStore
+from mlx_serving.actors.generation.mlx_engine.prefix_disk import Returned
+from mlx_serving.actors.generation.prefix.disk import Fetch
 from mlx_serving.actors.generation.prefix.disk_index import DiskIndex
 from mlx_serving.actors.messages.values import Stopping
 from mlx_serving.actors.models.record import ModelRecord
@@ -282,6 +285,35 @@ def test_arrays_reach_the_host_by_one_transfer_where_it_cannot_read_them(
         with running(records(name), **kept) as (engine, driver):
             assert say(driver, TEXT) == (answer, len(TEXT) - 1)
             assert engine.cache_stats().disk_hit_tokens == len(TEXT) - 1
+            assert not engine._reuse._cache._disk._brought  # type: ignore[union-attr]
+
+
+def test_memory_that_is_copied_from_stays_until_a_step_has_gone_by(
+    records: Callable[[str], ModelRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_tensors, "has_memory_apart", lambda: True)
+    monkeypatch.setattr(prefix_disk, "_STAGE_BYTES", 1 << 20)
+    kept = {"directory": str(tmp_path)}
+    with running(records("llama"), **kept) as (_, driver):
+        answer, _ = say(driver, TEXT)
+    with running(records("llama"), **kept) as (engine, driver):
+        disk = engine._reuse._cache._disk  # type: ignore[union-attr]
+        assert disk is not None
+        disk._staging.join()
+        stage, inner, held = disk._stage, disk.returned, []
+        assert stage is not None
+
+        def returned(prefetch: Fetch) -> Returned:
+            found = inner(prefetch)
+            gc.collect()
+            held.append(stage.take(1 << 20))
+            return found
+
+        monkeypatch.setattr(disk, "returned", returned)
+        assert say(driver, TEXT) == (answer, len(TEXT) - 1)
+        assert held == [None]
+        gc.collect()
+        assert stage.take(1 << 20) is not None
 
 
 def test_numbers_of_every_type_come_back_as_they_were() -> None:
