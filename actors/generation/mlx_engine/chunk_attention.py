@@ -213,7 +213,7 @@ _SOURCE = r"""
     }
     #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        T* its_out = out + ((head * G + g) * tokens + first + quad + 8 * h) * D;
+        T* its_out = out + ((size_t(row) * tokens + first + quad + 8 * h) * kv_heads * G + kv_head * G + g) * D;
         #pragma unroll
         for (int part = 0; part < PARTS; ++part) {
             #pragma unroll
@@ -254,7 +254,7 @@ def attend_in_place(
     """What `attention_kernels.attend_in_place` computes, of any multiple of `TILE_TOKENS` tokens a row.
 
     All arrays but `lengths` are of one type of half precision. What would be written behind a slab's capacity is not
-    kept.
+    kept. The result lies token by token, as a layer wants it next, so that nothing is copied there.
     """
     rows, heads, tokens, size = queries.shape
     kv_heads = slab_keys.shape[1]
@@ -278,8 +278,8 @@ def attend_in_place(
         ],
         grid=((units if is_split else -(-units // warps)) * 32 * warps, kv_heads, rows),
         threadgroup=(32 * warps, 1, 1),
-        output_shapes=[(rows, heads, tokens, size)],
+        output_shapes=[(rows, tokens, heads, size)],
         output_dtypes=[queries.dtype],
     )
-    found: mx.array = attended
+    found: mx.array = attended.transpose(0, 2, 1, 3)
     return found

@@ -2,7 +2,7 @@
 
 MLX puts a new array of the host's into managed memory, which the device fetches by a page fault in the middle of the
 kernel that reads it: 0.2 to 0.5 ms on an H200, for the lengths of eight rows as for the numbers that they draw with.
-What rides on a launch is there when the kernel runs, after 2 µs.
+What rides on a launch is there when the kernel runs: the one that looked up a chunk's ids took 3 µs then.
 """
 
 from __future__ import annotations
