@@ -47,7 +47,7 @@ def scaled_dot_product_attention(
 ) -> Any:
     """mlx-lm's signature: keys and values, quantised ones too, with no mask or the causal one; all else is mlx-lm's."""
     is_plain = sinks is None and (mask is None or isinstance(mask, str))
-    if is_plain and type(cache) is QuantizedKVCache and _fit_quantised(queries, keys, cache, mask):
+    if is_plain and type(cache) is QuantizedKVCache and _fit_quantised(queries, keys, values, cache, mask):
         lengths = mx.full((queries.shape[0],), keys[0].shape[2], dtype=mx.int32)
         return OPERATIONS.quantized_slab_attention(queries, keys, values, lengths, scale, cache.group_size, cache.bits)
     if not is_plain or not isinstance(keys, mx.array) or not _fit(queries, keys, values):
@@ -66,7 +66,7 @@ def _fit(queries: mx.array, keys: mx.array, values: mx.array) -> bool:
     )
 
 
-def _fit_quantised(queries: mx.array, keys: Any, cache: QuantizedKVCache, mask: str | None) -> bool:
+def _fit_quantised(queries: mx.array, keys: Any, values: Any, cache: QuantizedKVCache, mask: str | None) -> bool:
     """One query sees everything, with the causal mask or without."""
     return (
         queries.dtype in FLOATING
@@ -75,6 +75,7 @@ def _fit_quantised(queries: mx.array, keys: Any, cache: QuantizedKVCache, mask: 
         and queries.shape[3] == keys[1].shape[3] * cache.group_size
         and queries.shape[3] % 16 == 0
         and keys[0].shape[2] >= queries.shape[2]
+        and all(key.shape == value.shape for key, value in zip(keys, values, strict=True))
     )
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn
 
 from mlx_serving.native.kernels.operations import OPERATIONS
-from mlx_serving.native.kernels.pure import BITS, FLOATING, GROUP_SIZES, PANEL_ROWS
+from mlx_serving.native.kernels.pure import BITS, FLOATING, GROUP_SIZES, PANEL_ROWS, digits_of
 
 _nn: Any = mlx.nn
 """Its modules carry no types."""
@@ -34,7 +34,10 @@ class NativeQuantizedEmbedding(_nn.QuantizedEmbedding):  # type: ignore[misc]
             return super().__call__(x)
         panel, row = x // PANEL_ROWS, x % PANEL_ROWS
         weight, scales, biases = (part[panel, :, row] for part in (self.weight, self.scales, self.biases))
-        return mx.dequantize(weight, scales=scales, biases=biases, group_size=self.group_size, bits=self.bits)
+        bits = self.bits
+        if bits in (5, 6):  # panels have them in an order of their own
+            weight, bits = digits_of(weight, bits).view(mx.uint32), 8
+        return mx.dequantize(weight, scales=scales, biases=biases, group_size=self.group_size, bits=bits)
 
     def as_linear(self, x: mx.array) -> Any:
         scales, biases = self._narrowed()

@@ -95,6 +95,17 @@ def digits_from_panels(panels: mx.array, bits: int) -> mx.array:
     return _moved(from_panels(panels), bits, [places.index(place) for place in range(len(places))])
 
 
+def digits_of(words: mx.array, bits: int) -> mx.array:
+    """The digits, as bytes `[..., k]`, of words `[..., k * bits / 32]` of 5 or 6 bits in the order of panels."""
+    width = bits - _LOWER
+    lower = _LOWER // width
+    steps = words.reshape(*words.shape[:-1], -1, lower + 1)
+    low = (steps[..., :lower, None] >> mx.arange(0, 32, _LOWER, dtype=mx.uint32)) & 15
+    places = [[place // 2 * 8 + (2 * word + place % 2) * width for place in range(8)] for word in range(lower)]
+    high = (steps[..., lower, None, None] >> mx.array(places, dtype=mx.uint32)) & ((1 << width) - 1)
+    return (low | (high << _LOWER)).astype(mx.uint8).reshape(*words.shape[:-1], -1)
+
+
 def _order(bits: int) -> list[int]:
     """Which of the bits of 32 digits stands at each place of their words in panels."""
     if bits in (4, 8):

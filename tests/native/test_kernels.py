@@ -163,6 +163,10 @@ def test_digits_go_to_panels_and_back(twin: ModuleType, seed: int, bits: int, pa
     found = twin.digits_to_panels(weight, bits)
     assert mx.array_equal(found, pure.digits_to_panels(weight, bits)).item()
     assert mx.array_equal(pure.digits_from_panels(found, bits), weight).item()
+    if bits in (5, 6):
+        ones, zeros = mx.ones((32 * panels, groups)), mx.zeros((32 * panels, groups))
+        digits = mx.dequantize(weight, ones, zeros, group_size=32, bits=bits)
+        assert mx.array_equal(pure.digits_of(pure.from_panels(found), bits), digits).item()
 
 
 @examples(60)

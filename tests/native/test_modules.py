@@ -67,7 +67,7 @@ def called_functions() -> list[Any]:
 
 
 @needs_kernels
-@pytest.mark.parametrize("bits", [None, 3, 4, 8])
+@pytest.mark.parametrize("bits", [None, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_model_computes_the_same(bits: int | None, rows: int) -> None:
     model = tiny_llama(bits)
@@ -117,6 +117,17 @@ def test_attention_to_quantised_caches_is_ours_where_a_kernel_takes_it(
     found = functions.scaled_dot_product_attention(queries, keys, values, cache, 0.125, mask)
     np.testing.assert_allclose(np.array(found), np.array(expected), rtol=0, atol=1e-5)
     assert bool(calls) == (bits != 2 and (mask == "causal" or tokens == 1))
+
+
+@needs_kernels
+def test_quantised_values_of_another_size_than_keys_stay_with_mlx() -> None:
+    cache: Any = QuantizedKVCache(32, 8)
+    keys, values = cache.update_and_fetch(mx.random.normal((1, 2, 5, 96)), mx.random.normal((1, 2, 5, 64)))
+    queries = mx.random.normal((1, 2, 1, 96))
+    theirs: Any = functions._theirs_attention
+    expected = theirs(queries * 1, keys, values, cache, 0.1, None)
+    found = functions.scaled_dot_product_attention(queries, keys, values, cache, 0.1, None)
+    np.testing.assert_allclose(np.array(found), np.array(expected), rtol=0, atol=1e-5)
 
 
 @needs_panels

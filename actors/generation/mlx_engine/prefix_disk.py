@@ -167,8 +167,10 @@ class PrefixDisk:
         self.tier.clear()
 
     def close(self) -> None:
-        self.rest()
-        self.tier.close()
+        try:
+            self.rest()
+        finally:
+            self.tier.close()
         if self._staging.ident is not None:
             self._staging.join()
 
@@ -195,15 +197,15 @@ class PrefixDisk:
 
     def _go(self) -> None:
         """Set going what waits for it."""
-        if self._waiting:
-            prompt_caches.start(self._waiting)
-            self._waiting = []
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            prompt_caches.start(waiting)
 
     def _let_go(self) -> None:
         """Of memory that was copied from; it is waited for, though a step that needed it has long done so."""
-        if self._brought:
-            mx.eval([array for array, _ in self._brought])
-            self._brought = []
+        brought, self._brought = self._brought, []  # what failed once is not waited for again
+        if brought:
+            mx.eval([array for array, _ in brought])
 
     def _make_stage(self) -> None:
         try:

@@ -185,8 +185,11 @@ class DiskTier:
         arriving.set_result(results)
         parts = parts_of(arrivals)
         shared = iter(parts)
-        for _ in range(min(self._threads, len(parts))):
-            self._readers.submit(read_parts, shared)
+        try:
+            for _ in range(min(self._threads, len(parts))):
+                self._readers.submit(read_parts, shared)
+        except RuntimeError:  # no more threads are to be had
+            read_parts(shared)
         wait(results)
         if found and not any(result.exception() for result in results):
             self._account(found, [result.result() for result in results], time.monotonic() - begun)

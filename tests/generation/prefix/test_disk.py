@@ -206,6 +206,17 @@ def test_what_is_read_is_there_while_what_follows_it_is_on_its_way(
     assert fetching.done()
 
 
+def test_without_threads_to_be_had_the_searching_one_reads(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    tier = tiers.open()
+    keep(tier, block(IDS, 0, 10))
+    keep(tier, block(IDS, 10, 20))
+    monkeypatch.setattr(tier._readers, "submit", none_left)
+    assert notes(fetch(tier, IDS)) == [("0-10", 0, 10), ("10-20", 10, 20)]
+
+
 def test_an_error_that_is_not_the_disks_reaches_who_waits(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(nbytes: int) -> memoryview:
         raise MemoryError(nbytes)

@@ -246,6 +246,24 @@ def test_a_cache_that_fails_is_given_up_and_no_row_fails_for_it(
             monkeypatch.undo()
 
 
+def test_a_copy_from_disk_that_fails_is_given_up_and_no_row_fails_for_it(
+    records: Callable[[str], ModelRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(records("llama"), directory=str(tmp_path)) as (engine, driver):
+        expected, _ = say(driver, TEXT)
+        disk = engine._reuse._cache._disk  # type: ignore[union-attr]
+        disk._brought.append((mx.zeros(1), None))  # type: ignore[union-attr, arg-type]
+
+        def fail(*_: object) -> None:
+            raise MemoryError("no room")
+
+        monkeypatch.setattr(mx, "eval", fail)
+        engine._reuse.turn()
+        monkeypatch.undo()
+        assert not engine.cache_stats().enabled
+        assert say(driver, TEXT) == (expected, 0)
+
+
 class Poisoned:
     """A model whose next tokens are not finite."""
 
