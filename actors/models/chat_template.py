@@ -52,13 +52,13 @@ class ChatTemplate:
     def prepare(self) -> None:
         """Compile the templates and look into them, which the first request would wait for.
 
-        Says nothing about a template that cannot be read: that is told to whoever asks for it.
+        Renders none: one of a stranger's might not end, and the model would never serve. Says nothing about a template
+        that cannot be read: that is told to whoever asks for it.
         """
         for name in self.sources:
             with contextlib.suppress(TokenizerFailed):
                 self._template(name)
                 self.variables(name)
-        self._wants_text = self._refuses_objects()
 
     @property
     def has_tools(self) -> bool:

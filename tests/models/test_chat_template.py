@@ -133,3 +133,10 @@ def test_preparing_leaves_what_is_wrong_with_a_template_to_whoever_renders_it() 
     assert chat.render(MESSAGES, tools=TOOLS) == "f"
     with pytest.raises(TokenizerFailed, match="refused"):
         chat.render(MESSAGES)
+
+
+def test_preparing_renders_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[object] = []
+    monkeypatch.setattr(ChatTemplate, "render", lambda *given, **_: rendered.append(given))
+    ChatTemplate({"default": "{{ tools }}{{ messages }}"}).prepare()
+    assert not rendered

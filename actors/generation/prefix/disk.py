@@ -82,7 +82,7 @@ class Fetch:
 
 
 class DiskTier:
-    """Shared by any number of processes through the folder. Its methods are for one thread."""
+    """Shared by any number of processes through the folder. Its methods are for one thread, but for `drop`."""
 
     def __init__(self, folder: Path, model: str, limit_bytes: int, warn: Warn) -> None:
         """`model` names a sub-folder; `limit_bytes` bounds all models in `folder` together.
