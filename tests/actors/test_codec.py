@@ -1,6 +1,7 @@
 """The codec on every message, and on bytes that are none."""
 
 import contextlib
+from collections.abc import Iterator
 
 import attrs
 import hypothesis.strategies as st
@@ -9,7 +10,8 @@ import pytest
 from cattrs.dispatch import FunctionDispatch
 from hypothesis import HealthCheck, given, settings
 
-from mlx_serving.actors.codec import MESSAGES, decode, encode, prepare
+from mlx_serving.actors import codec
+from mlx_serving.actors.codec import MESSAGES, decode, encode
 from mlx_serving.actors.errors import ErrorInfo, ProtocolError
 from mlx_serving.actors.messages.admission import (
     GenerationRequested,
@@ -51,12 +53,23 @@ def test_every_message_survives_the_wire(envelope: Envelope) -> None:
     assert attrs.asdict(decoded) == attrs.asdict(envelope) or "nan" in repr(envelope)
 
 
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[None]:
+    """A codec that has seen no message yet and was prepared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_convert", codec._converter())
+        for made in (codec._reader, codec._writer):
+            made.cache_clear()
+        codec.prepare()
+        yield
+
+
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("kind", MESSAGES.values(), ids=MESSAGES)
 def test_once_prepared_no_message_makes_the_converter_look_for_anything(
     kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_for: list[object] = []
-    prepare()
     monkeypatch.setattr(FunctionDispatch, "dispatch", lambda _, wanted: looked_for.append(wanted))
 
     @settings(max_examples=10)
