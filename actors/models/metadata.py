@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import Any
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.models.record import ModelRecord, Quantization
 from mlx_serving.actors.models.safetensors_file import StoredTensor, read_header, read_samples
-from mlx_serving.actors.models.tokenizer import TextTokenizer
+from mlx_serving.actors.models.tokenizer import chat_templates, tokenizer_file, written_eos_ids
 
 Config = Mapping[str, Any]
 _FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -30,7 +29,10 @@ _NO_ATTENTION = ("linear_attention", "mamba", "recurrent", "conv")
 
 
 def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
-    """ModelLoadFailed names the file that is missing, damaged or does not say what it must."""
+    """ModelLoadFailed names the file that is missing, damaged or does not say what it must.
+
+    Its tokenizer is not read: for up to half a second no other thread of the process would run.
+    """
     config, raw_config = read_config(folder)
     text = _text_config(config)
     files = weight_files(folder)
@@ -38,8 +40,8 @@ def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
     tensors = [tensor for listed, _ in headers for tensor in listed]
     quantization = _quantization(folder, config, text)
     dtype = _float_type(tensors)
-    record = functools.partial(
-        ModelRecord,
+    tokenizer_file(folder)
+    return ModelRecord(
         name=name,
         path=folder,
         source=source,
@@ -48,17 +50,14 @@ def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
         dtype=dtype,
         quantization=quantization,
         context_length=_first_integer(folder, text, _CONTEXT_KEYS),
+        vocab_size=_vocabulary(folder, text, tensors),
         bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         num_layers=_layers(folder, text),
         kv_bytes_per_token=_kv_bytes(folder, text, _ITEM_BYTES[dtype]),
+        eos_token_ids=tuple(sorted(written_eos_ids(folder))),
         is_vision="vision_config" in config or "vision_tower" in config,
+        has_chat_template=bool(chat_templates(folder)),
         fingerprint=_fingerprint(raw_config, files, headers),
-    )
-    tokenizer = TextTokenizer.load(folder)  # takes far longer than the rest: nothing else may fail behind it
-    return record(
-        vocab_size=_vocabulary(text, config, tensors, tokenizer),
-        eos_token_ids=tuple(sorted(tokenizer.eos_token_ids)),
-        has_chat_template=tokenizer.has_chat_template,
     )
 
 
@@ -164,15 +163,12 @@ def _module_count(parts: Mapping[str, StoredTensor], width: Quantization) -> int
     return scales.elements * width.group_size + extra
 
 
-def _vocabulary(text: Config, config: Config, tensors: Sequence[StoredTensor], tokenizer: TextTokenizer) -> int:
+def _vocabulary(folder: Path, text: Config, tensors: Sequence[StoredTensor]) -> int:
     """The width of the logits."""
     for tensor in tensors:
         if tensor.name.endswith(("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")):
             return tensor.shape[0]
-    for settings in (text, config):
-        if isinstance(settings.get("vocab_size"), int):
-            return int(settings["vocab_size"])
-    return tokenizer.vocab_size
+    return _first_integer(folder, text, ("vocab_size",))
 
 
 def _layers(folder: Path, text: Config) -> int:

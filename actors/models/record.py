@@ -42,6 +42,7 @@ class ModelRecord:
     kv_bytes_per_token: int
     """Bytes of KV cache that one token of one sequence takes, over all layers."""
     eos_token_ids: tuple[int, ...]
+    """As generation_config.json or config.json say; the tokenizer may name one more."""
     is_vision: bool
     has_chat_template: bool
     fingerprint: str

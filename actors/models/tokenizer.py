@@ -49,13 +49,13 @@ class TextTokenizer:
     @classmethod
     def load(cls, folder: Path, parallel: bool = True) -> TextTokenizer:
         """ModelLoadFailed names the file that is missing or broken."""
-        backend = _backend(folder / "tokenizer.json")
+        backend = _backend(tokenizer_file(folder))
         settings = _json(folder / "tokenizer_config.json")
         named = _named_tokens(settings)
         added = backend.get_added_tokens_decoder()
         return cls(
             backend=backend,
-            chat=ChatTemplate(_templates(folder, settings), named),
+            chat=ChatTemplate(chat_templates(folder), named),
             special_tokens=named,
             eos_token_ids=_eos_token_ids(folder, backend, named),
             special_ids=frozenset(id for id, token in added.items() if token.special),
@@ -158,9 +158,15 @@ def _pieces() -> int:
     return 1 if cores == 1 else cores * _PIECES_PER_CORE
 
 
-def _backend(path: Path) -> tokenizers.Tokenizer:
+def tokenizer_file(folder: Path) -> Path:
+    """ModelLoadFailed if there is none."""
+    path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelLoadFailed(f"{path} is missing: import the folder with `models import` to have it built")
+    return path
+
+
+def _backend(path: Path) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -192,14 +198,15 @@ def _named_tokens(settings: Mapping[str, JSON]) -> dict[str, str]:
     return named
 
 
-def _templates(folder: Path, settings: Mapping[str, JSON]) -> dict[str, str]:
-    """Newest form first: chat_template.jinja, the field of tokenizer_config.json, chat_template.json."""
+def chat_templates(folder: Path) -> dict[str, str]:
+    """Sources by name, of chat_template.jinja or else tokenizer_config.json or else chat_template.json."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return {
             "default": path.read_text(encoding="utf-8"),
             **_more_templates(folder / "additional_chat_templates"),
         }
+    settings = _json(folder / "tokenizer_config.json")
     written = settings.get("chat_template") or _json(folder / "chat_template.json").get("chat_template")
     if isinstance(written, str):
         return {"default": written}
@@ -217,14 +224,18 @@ def _more_templates(folder: Path) -> dict[str, str]:
     return {path.stem: path.read_text(encoding="utf-8") for path in files}
 
 
-def _eos_token_ids(folder: Path, backend: tokenizers.Tokenizer, named: Mapping[str, str]) -> frozenset[int]:
-    """What ends a text: generation_config.json or else config.json, and the tokenizer's own eos token."""
+def written_eos_ids(folder: Path) -> frozenset[int]:
+    """What ends a text by generation_config.json or else config.json."""
     config = _json(folder / "config.json")
     text_config = config.get("text_config")
     nested = text_config.get("eos_token_id") if isinstance(text_config, dict) else None
     written = _json(folder / "generation_config.json").get("eos_token_id")
     if written is None:
         written = config.get("eos_token_id", nested)
-    ids = written if isinstance(written, list) else [written]
+    return frozenset(id for id in (written if isinstance(written, list) else [written]) if isinstance(id, int))
+
+
+def _eos_token_ids(folder: Path, backend: tokenizers.Tokenizer, named: Mapping[str, str]) -> frozenset[int]:
+    """What is written, and the tokenizer's own eos token."""
     own = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
-    return frozenset(id for id in [*ids, own] if isinstance(id, int))
+    return written_eos_ids(folder) | ({own} if own is not None else set())

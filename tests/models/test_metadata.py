@@ -19,7 +19,6 @@ from mlx_serving.actors.models.gguf_import import convert
 from mlx_serving.actors.models.metadata import describe_folder
 from mlx_serving.actors.models.record import ModelRecord, Quantization
 from mlx_serving.actors.models.safetensors_file import SafetensorsWriter, StoredTensor, read_header
-from mlx_serving.actors.models.tokenizer import TextTokenizer
 
 
 @pytest.fixture
@@ -54,16 +53,11 @@ def test_every_field_is_read_from_the_files(tmp_path: Path) -> None:
     assert record.bytes == sum(path.stat().st_size for path in (tmp_path / "model").iterdir())
 
 
-def test_a_folder_that_says_too_little_costs_no_look_at_its_tokenizer(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(folder: Path) -> None:
-        raise AssertionError("the tokenizer was read")
-
-    monkeypatch.setattr(TextTokenizer, "load", load)
-    change_config(folder, num_attention_heads=None)
-    with pytest.raises(ModelLoadFailed, match="num_attention_heads"):
-        describe(folder)
+def test_its_tokenizer_is_not_looked_into(folder: Path) -> None:
+    found = describe(folder)
+    path = folder / "tokenizer.json"
+    path.write_text("x" * path.stat().st_size)
+    assert describe(folder) == found
 
 
 @pytest.mark.model

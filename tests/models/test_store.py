@@ -26,6 +26,7 @@ from mlx_serving.actors.models.aliases import RegistryModel
 from mlx_serving.actors.models.record import ModelRecord, Quantization
 from mlx_serving.actors.models.safetensors_file import SafetensorsWriter
 from mlx_serving.actors.models.store import ModelStore
+from mlx_serving.actors.models.tokenizer import TextTokenizer
 
 
 def interrupt_at(phase: str) -> Any:
@@ -110,6 +111,13 @@ def test_a_damaged_model_is_named_and_pulling_replaces_it(models: ModelStore, al
         models.show(alias)
     assert models.pull(alias) == record
     assert models.problems() == {}
+
+
+def test_a_damaged_tokenizer_is_pulled_again(models: ModelStore, alias: str) -> None:
+    record = models.pull(alias)
+    (record.path / "tokenizer.json").write_text("{")
+    assert models.pull(alias) == record
+    assert TextTokenizer.load(record.path).eos_token_ids
 
 
 def test_a_gguf_file_is_imported_under_a_name(models: ModelStore, tiny_gguf: Path, phases: Phases) -> None:
@@ -206,6 +214,14 @@ def test_a_folder_that_is_no_model_is_refused_by_what_it_lacks(models: ModelStor
         models.import_folder(tmp_path, "mine")
     with pytest.raises(InvalidParameter, match="not a folder"):
         models.import_folder(tmp_path / "gone", "mine")
+    assert models.list() == []
+
+
+def test_a_folder_with_a_damaged_tokenizer_is_refused(models: ModelStore, tiny_folder: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_folder, tmp_path / "source"))
+    (source / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelLoadFailed, match="not a tokenizer"):
+        models.import_folder(source, "mine")
     assert models.list() == []
 
 
