@@ -190,3 +190,4 @@ def test_what_is_held_at_rest_is_slabs_of_short_rows_first() -> None:
     assert rows.nbytes > short
     rest = rows.emptied(rows.nbytes - 1)
     assert (rest.nbytes, rest.lengths) == (short, [])
+    assert rest.fresh().emptied(short // 2).nbytes == short // 2

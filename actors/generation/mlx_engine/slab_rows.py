@@ -135,9 +135,9 @@ class SlabRows:
         while self.nbytes > most_bytes:
             self._groups.pop()
         if self._owed is not None:
-            owed, self._owed, self._groups = self._owed, None, []
+            (owed_bytes, rows), self._owed, self._groups = self._owed, None, []
             try:
-                self.presize(*owed)
+                self.presize(min(owed_bytes, most_bytes), rows)
             except Exception as error:  # rows do without
                 _log.warning("the memory pool is not there again", reason=f"{type(error).__name__}: {error}")
         return self
