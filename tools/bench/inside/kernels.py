@@ -25,29 +25,32 @@ _TOKENS, _SHORT, _STOCK_PROMPT = 96, 24, 16
 
 
 def kernels(subject: Subject, variant: str, repetitions: int) -> dict[str, Any]:
-    """Tokens a second of each number of rows and of a prompt; with the native kernels, those of one row beside the
-    memory bandwidth as well."""
+    """Tokens a second of each number of rows and of a prompt; with the native kernels, those of one row are taken
+    beside the memory bandwidth."""
     tokens = _FEW.get(variant, _TOKENS)
     if variant == "stock":
         measures = _stock(subject, tokens)
         return {name: _median(rate, 1 if name == "prompt" else repetitions) for name, rate in measures.items()}
     with subject.engine(native_kernels=variant == "native") as engine:
-        instructions = operations.instructions() if variant == "native" else ""
+        one, many = (functools.partial(_decode, subject, engine, rows, tokens) for rows in ROWS)
         rates: dict[str, Any] = {}
-        for rows in ROWS:
-            rates[str(rows)] = _median(functools.partial(_decode, subject, engine, rows, tokens), repetitions)
         if variant == "native":
-            rates["bandwidth"] = [_beside_bandwidth(subject, engine, tokens) for _ in range(repetitions)]
+            rates["instructions"] = operations.instructions()
+            rates["bandwidth"] = [_beside_bandwidth(one) for _ in range(repetitions + 1)][1:]
+            rates["1"] = statistics.median(pair["rate"] for pair in rates["bandwidth"])
+        else:
+            rates["1"] = _median(one, repetitions)
+        rates["8"] = _median(many, repetitions)
         prompts = iter(range(2 * repetitions + 2))
         rates["prompt"] = _median(lambda: _prefill(subject, engine, next(prompts)), repetitions)
-        return {**rates, "instructions": instructions}
+        return rates
 
 
-def _beside_bandwidth(subject: Subject, engine: Any, tokens: int) -> dict[str, float]:
+def _beside_bandwidth(measure: Callable[[], float]) -> dict[str, float]:
     """Tokens a second of one row and the memory bandwidth (bytes a second) of the same moment, which on virtual
     machines changes within minutes: the better of just before and just after."""
     before = bandwidth(usable_cores())
-    rate = _decode(subject, engine, 1, tokens)
+    rate = measure()
     return {"rate": rate, "bandwidth": max(before, bandwidth(usable_cores()))}
 
 
