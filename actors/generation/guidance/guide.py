@@ -83,7 +83,8 @@ class Guide:
         if not self.matcher.is_error():
             return None
         reason = self.matcher.get_error().partition("\n")[0]
-        if self.matcher.stop_reason() in ("ParserTooComplex", "LexerTooComplex"):
+        # llguidance calls it an internal error when an expression outgrows its lexer in the middle of a token.
+        if self.matcher.stop_reason() in ("ParserTooComplex", "LexerTooComplex") or reason.startswith("lexer error"):
             return GuidanceInvalid(f"{self._field}: this has become too complex to follow: {reason}", field=self._field)
         return GenerationFailed(f"{self._field}: {reason}", field=self._field)
 

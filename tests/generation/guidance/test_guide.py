@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.guidance_sources import PERSON
 
-from mlx_serving.actors.errors import GenerationFailed
+from mlx_serving.actors.errors import GenerationFailed, GuidanceInvalid
 from mlx_serving.actors.generation.guidance.guide import Guide
 from mlx_serving.actors.generation.guidance.masks import fill_draft_masks, fill_masks, new_masks
 from mlx_serving.actors.models.tokenizer import TextTokenizer
@@ -60,6 +60,19 @@ def test_a_token_that_does_not_fit_is_an_error(compiled: Compile, tokenizer: Tex
     with pytest.raises(GenerationFailed):
         say(guide, tokenizer, "no")
     assert guide.failure is not None
+
+
+def test_an_expression_that_outgrows_the_lexer_is_the_callers_fault(
+    compiled: Compile, tokenizer: TextTokenizer
+) -> None:
+    guide = compiled("regex", "((a{1,100}){1,100}){1,100}")
+    for _ in range(1000):
+        say(guide, tokenizer, "a")
+        allowed(guide)
+        if guide.failure is not None:
+            break
+    assert isinstance(guide.failure, GuidanceInvalid)
+    assert guide.failure.field == "asked"
 
 
 def test_what_must_follow_is_told(compiled: Compile, tokenizer: TextTokenizer) -> None:
