@@ -6,7 +6,7 @@ That of `draw` and `adjust` is what the engine does without them, in its `sampli
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
@@ -15,8 +15,8 @@ BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 PANEL_ROWS = 32
 PANEL_BITS = (4, 5, 6, 8)
-_LOWER = 4
-"""Bits of a digit of 5 or 6 that panels keep as they keep digits of 4; the others stand apart."""
+_OWN_ORDER, _LOWER = (5, 6), 4
+"""Widths of which panels keep so many bits of a digit as they keep digits of 4; the others stand apart."""
 _ROWS = 256
 
 
@@ -86,55 +86,53 @@ def digits_to_panels(weight: mx.array, bits: int) -> mx.array:
         weight.dtype == mx.uint32 and weight.ndim == 2 and weight.shape[1] % bits == 0,
         f"digits {weight.shape} of {bits} bits must be uint32 words of 32 columns each",
     )
-    return to_panels(_moved(weight, bits, _order(bits)))
+    if bits in _OWN_ORDER:
+        weight = _by_rows(lambda words: _panel_words(_regrouped(words, 32, bits), bits), weight)
+    return to_panels(weight)
 
 
 def digits_from_panels(panels: mx.array, bits: int) -> mx.array:
     """The words that `digits_to_panels` was given."""
-    places = _order(bits)
-    return _moved(from_panels(panels), bits, [places.index(place) for place in range(len(places))])
+    words = from_panels(panels)
+    return _by_rows(lambda rows: _regrouped(digits_of(rows, bits), bits, 32), words) if bits in _OWN_ORDER else words
 
 
 def digits_of(words: mx.array, bits: int) -> mx.array:
     """The digits, as bytes `[..., k]`, of words `[..., k * bits / 32]` of 5 or 6 bits in the order of panels."""
-    width = bits - _LOWER
-    lower = _LOWER // width
-    steps = words.reshape(*words.shape[:-1], -1, lower + 1)
-    low = (steps[..., :lower, None] >> mx.arange(0, 32, _LOWER, dtype=mx.uint32)) & 15
-    places = [[place // 2 * 8 + (2 * word + place % 2) * width for place in range(8)] for word in range(lower)]
-    high = (steps[..., lower, None, None] >> mx.array(places, dtype=mx.uint32)) & ((1 << width) - 1)
+    lower, upper = _places(bits)
+    steps = words.reshape(*words.shape[:-1], -1, len(upper) + 1)
+    low = (steps[..., :-1, None] >> lower) & 15
+    high = (steps[..., -1:, None] >> upper) & ((1 << bits - _LOWER) - 1)
     return (low | (high << _LOWER)).astype(mx.uint8).reshape(*words.shape[:-1], -1)
 
 
-def _order(bits: int) -> list[int]:
-    """Which of the bits of 32 digits stands at each place of their words in panels."""
-    if bits in (4, 8):
-        return list(range(32 * bits))
+def _panel_words(digits: mx.array, bits: int) -> mx.array:
+    """What `digits_of` takes: of digits `[rows, k]`."""
+    lower, upper = _places(bits)
+    eights = digits.reshape(len(digits), -1, len(upper), 8)
+    low = ((eights & 15) << lower).sum(axis=-1)
+    high = ((eights >> _LOWER) << upper).sum(axis=(-2, -1))
+    return mx.concatenate([low, high[..., None]], axis=-1).reshape(len(digits), -1)
+
+
+def _places(bits: int) -> tuple[mx.array, mx.array]:
+    """Where the lower four bits of each digit of 5 or 6 begin in their word, `[8]`, and the others in the word behind
+    each so many of these, `[words, 8]`."""
     width = bits - _LOWER
-    lower = _LOWER // width
-    order = [0] * (32 * bits)
-    for digit in range(32):
-        word, place = divmod(digit, 8)
-        step, vector = word // lower * (lower + 1), word % lower * 2 + place % 2
-        for bit in range(_LOWER):
-            order[32 * (step + word % lower) + _LOWER * place + bit] = digit * bits + bit
-        for bit in range(width):
-            order[32 * (step + lower) + place // 2 * 8 + vector * width + bit] = digit * bits + _LOWER + bit
-    return order
+    words = range(_LOWER // width)
+    upper = [[place // 2 * 8 + (2 * word + place % 2) * width for place in range(8)] for word in words]
+    return mx.arange(0, 32, _LOWER, dtype=mx.uint32), mx.array(upper, dtype=mx.uint32)
 
 
-def _moved(words: mx.array, bits: int, order: Sequence[int]) -> mx.array:
-    """Words of digits of so many bits, the bits of each 32 in this order."""
-    if list(order) == sorted(order):
-        return words
-    shifts, places = mx.arange(32, dtype=mx.uint32), mx.array(list(order))
+def _regrouped(numbers: mx.array, of: int, into: int) -> mx.array:
+    """Numbers `[rows, k]` of so many bits each as numbers of `into` bits, from the lowest bit of the first on."""
+    single = ((numbers[..., None] >> mx.arange(of, dtype=mx.uint32)) & 1).reshape(len(numbers), -1, into)
+    return (single << mx.arange(into, dtype=mx.uint32)).sum(axis=-1)
 
-    def moved(rows: mx.array) -> mx.array:
-        single = ((rows[..., None] >> shifts) & 1).reshape(rows.shape[0], -1, 32 * bits)
-        return (single[..., places].reshape(*rows.shape, 32) << shifts).sum(axis=-1)
 
-    # A bit takes a whole number here, so that all rows at once would take 32 times the matrix.
-    return mx.concatenate([moved(words[row : row + _ROWS]) for row in range(0, words.shape[0], _ROWS)])
+def _by_rows(change: Callable[[mx.array], mx.array], matrix: mx.array) -> mx.array:
+    """Some rows at a time: where a bit takes a whole number, all at once would take 32 times the matrix."""
+    return mx.concatenate([change(matrix[row : row + _ROWS]) for row in range(0, len(matrix), _ROWS)])
 
 
 def matmul(x: mx.array, weight: mx.array) -> mx.array:
