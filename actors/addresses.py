@@ -7,10 +7,12 @@ Every actor has one inbox, bound to `ipc://RUN/NAME.sock` and, when it runs on a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import attrs
@@ -21,7 +23,6 @@ PATH_LIMIT = 103
 LONGEST_NAME = 24
 CONTROL_ACTORS = ("supervisor", "telemetry", "qos", "batching", "admission")
 DOOR = "door"
-SERVER_FILE = "server.json"
 
 
 @attrs.frozen
@@ -65,31 +66,46 @@ def remove_run_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _server_file(home: Path) -> Path:
-    return home / "run" / SERVER_FILE
+@attrs.frozen
+class _Announcement:
+    """What a server lets live commands know. `since`: seconds of the system's clock."""
+
+    pid: int
+    door: str
+    urls: tuple[str, ...]
+    since: float
+
+
+def _announcement_file(home: Path, pid: int) -> Path:
+    return home / "run" / f"server-{pid}.json"
 
 
 def announce(home: Path, door: str, urls: tuple[str, ...]) -> None:
     """Let live commands on this home find the server: its door, its pid, its addresses."""
-    path = _server_file(home)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps({"pid": os.getpid(), "door": door, "urls": urls}), encoding="utf-8")
+    path = _announcement_file(home, os.getpid())
+    announcement = _Announcement(os.getpid(), door, urls, time.time())
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(attrs.asdict(announcement)), encoding="utf-8")
     draft.replace(path)
 
 
 def withdraw(home: Path) -> None:
-    """Undo `announce`, if the announcement is still ours."""
-    path = _server_file(home)
-    if _announced(path).get("pid") == os.getpid():
-        path.unlink(missing_ok=True)
+    """Undo `announce`. Of several servers on this home the one that came before is found again."""
+    _announcement_file(home, os.getpid()).unlink(missing_ok=True)
 
 
-def _announced(path: Path) -> dict[str, object]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _announced(home: Path) -> list[_Announcement]:
+    """Of all servers that have not withdrawn theirs, the last one first."""
+    found = []
+    for path in (home / "run").glob("server-*.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # withdrawn just now, or not written by us
+            found.append(_Announcement(**json.loads(path.read_text(encoding="utf-8"))))
+    return sorted(found, key=lambda announcement: announcement.since, reverse=True)
+
+
+def _running(home: Path) -> _Announcement | None:
+    """Of the servers that run on this home the one that came last."""
+    return next((announcement for announcement in _announced(home) if _alive(announcement.pid)), None)
 
 
 def _alive(pid: object) -> bool:
@@ -106,20 +122,22 @@ def _alive(pid: object) -> bool:
 
 def door_of(home: Path) -> str | None:
     """The address of the door of the server that runs on this home; None when none does."""
-    found = _announced(_server_file(home))
-    door = found.get("door")
-    return door if isinstance(door, str) and _alive(found.get("pid")) else None
+    found = _running(home)
+    return None if found is None else found.door
 
 
 def urls_of(home: Path) -> tuple[str, ...]:
     """The addresses of the frontends of the server that runs on this home; empty when none does."""
-    urls = _announced(_server_file(home)).get("urls")
-    return tuple(map(str, urls)) if isinstance(urls, list) and door_of(home) is not None else ()
+    found = _running(home)
+    return () if found is None else tuple(found.urls)
 
 
 def sweep(home: Path) -> None:
-    """Remove the run folders of servers that died without tidying up."""
+    """Remove the announcements and run folders of servers that died without tidying up."""
     run = home / "run"
+    for announcement in _announced(home):
+        if not _alive(announcement.pid):
+            _announcement_file(home, announcement.pid).unlink(missing_ok=True)
     if door_of(home) is not None or not run.is_dir():
         return
     for folder in run.iterdir():

@@ -157,6 +157,14 @@ def test_a_taken_port_is_refused_by_name(run: Run, stocked: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_a_server_that_cannot_start_leaves_the_running_one_where_it_is_found(
+    run: Run, lasting: Server, serving_home: Path
+) -> None:
+    port = lasting.url.rpartition(":")[2]
+    assert run("serve", "--port", port, home=serving_home, generation__engine="scripted").returncode == 1
+    assert lasting.url in run("status", home=serving_home).stdout
+
+
 def test_a_model_nobody_knows_is_refused_before_anything_starts(run: Run, stocked: Path) -> None:
     refused = run("serve", "smolm2", home=stocked)
     assert refused.returncode == 2

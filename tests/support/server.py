@@ -115,9 +115,9 @@ class Server:
 
     def _announced(self) -> str:
         self._failed()
-        path = self._home / "run" / "server.json"
+        path = self._home / "run" / f"server-{self.process.pid}.json"
         found = json.loads(path.read_text()) if path.exists() else {}
-        return str(found["urls"][0]) if found.get("urls") and found.get("pid") == self.process.pid else ""
+        return str(found["urls"][0]) if found.get("urls") else ""
 
 
 def _parsed(body: bytes) -> Any:
