@@ -34,6 +34,7 @@ class Served:
     name: str
     info: ModelInfo | None = None
     tokenizer: TextTokenizer | None = None
+    tokenizer_failed: bool = False
     replicas: dict[str, ReplicaUp] = attrs.field(factory=dict)
     is_default: bool = False
     unloading: bool = False
@@ -62,7 +63,8 @@ class Served:
             return "unloading"
         if self.ready:
             return "ready"
-        return "loading" if self.restarting else "failed"
+        on_its_way = self.restarting or (bool(self.replicas) and not self.tokenizer_failed)
+        return "loading" if on_its_way else "failed"
 
     @property
     def kv_budget(self) -> int:
@@ -175,6 +177,7 @@ def _unknown(name: str | None, served: list[str], stored: list[str]) -> ServingE
             field="model",
             model=name,
         )
-    near = difflib.get_close_matches(name, sorted({*served, *stored}), n=3, cutoff=0.4) or served[:3]
-    hint = f"; near names: {', '.join(near)}" if near else ""
+    known = sorted({*served, *stored})
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"; near names: {', '.join(near)}" if near else f"; there is {', '.join(known[:5])}" if known else ""
     return ModelNotFound(f"no model is called {name!r}{hint}", field="model", model=name)

@@ -59,6 +59,8 @@ class Models:
         self.library = Library(node.home, self._settings)
         self._memory = machine_bytes()
         self._residency = Residency(self._limit(), requests.streams.uses, self._settings.pinned)
+        self._starting = {self._settings.default, *self._settings.preload}
+        """Models that the supervisor starts by itself, until it tells of them."""
         self._waiting: dict[str, list[Reached]] = {}
         self._resolving: set[str] = set()
         self._wanted_at: dict[str, float] = {}
@@ -93,7 +95,8 @@ class Models:
         return tuple(self._stored(each) for each in records)
 
     def _stored(self, record: ModelRecord) -> ServedModel:
-        made = ServedModel(record.info(), "stored", record.name == self._settings.default, 0, 0.0)
+        state = "loading" if record.name in self._starting else "stored"
+        made = ServedModel(record.info(), state, record.name == self._settings.default, 0, 0.0)
         return attrs.evolve(self._completed(made), memory_bytes=self._predicted(record).bytes)
 
     def _completed(self, model: ServedModel) -> ServedModel:
@@ -306,6 +309,7 @@ class Models:
 
     def replica_up(self, message: ReplicaUp) -> None:
         name = message.model.name
+        self._starting.discard(name)
         known = self._catalogue.get(name)
         if known is not None and known.unloading:
             known.replicas[message.replica] = message  # it was told to end already
@@ -341,7 +345,7 @@ class Models:
 
     def _tokenizer_loaded(self, served: Served, found: TextTokenizer | None, error: BaseException | None) -> None:
         if error is not None:
-            served.reason = f"its tokenizer cannot be loaded: {error}"
+            served.reason, served.tokenizer_failed = f"its tokenizer cannot be loaded: {error}", True
             self._tell_waiting(served.name, None, describe(error))
             return
         served.tokenizer = found
@@ -358,6 +362,8 @@ class Models:
         self._tell_waiting(served.name, served, None)
 
     def replica_down(self, message: ReplicaDown) -> None:
+        if not message.restarting:
+            self._starting.discard(message.model)
         served = self._catalogue.get(message.model)
         if served is None:
             error = message.error or ErrorInfo(ModelLoadFailed.code, message.reason, model=message.model)

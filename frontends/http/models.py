@@ -58,7 +58,7 @@ class Models:
                 return JsonReply(entry)
         if name in listed.stored:
             raise ModelNotLoaded(f"Model {name} is stored and not loaded", model=name)
-        raise _not_found(name, [entry["id"] for entry in entries] + [*listed.stored])
+        raise _not_found(name, list(dict.fromkeys([*(entry["id"] for entry in entries), *listed.stored])))
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text or a conversation."""

@@ -126,6 +126,8 @@ def test_an_unknown_model_is_refused_with_near_names_and_a_stored_one_with_what_
     catalogue = Catalogue()
     with pytest.raises(ModelNotFound, match="near names: smollm2-135m"):
         catalogue.route("smollm-135m", ["smollm2-135m"])
+    with pytest.raises(ModelNotFound, match="there is smollm2-135m"):
+        catalogue.route("zzz", ["smollm2-135m"])
     with pytest.raises(ModelNotLoaded, match="models load qwen"):
         catalogue.route("qwen", ["qwen"])
     with pytest.raises(ActorUnavailable, match="loading"):

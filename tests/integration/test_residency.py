@@ -169,6 +169,21 @@ def test_a_load_delays_no_token_of_another_model(served: Server) -> None:
         assert during > 20, "tokens came while b was loaded"
 
 
+def test_models_that_are_started_with_the_server_are_told_as_loading_until_they_serve(home: Path) -> None:
+    settings = {"models__default": "a", "models__preload": "b", "generation__engine": "scripted"}
+    with Server(home, ready=False, **settings) as server:
+        told: set[tuple[str, str]] = set()
+
+        def all_ready() -> bool:
+            models = server.get("/v1/models")[1]["data"]
+            seen = {(model["id"], model["state"]) for model in models if model["id"] in ("a", "b")}
+            told.update(seen)
+            return seen == {("a", "ready"), ("b", "ready")}
+
+        until(all_ready, seconds=120, what="both models")
+    assert {state for _, state in told} == {"loading", "ready"}
+
+
 def test_without_loading_on_demand_a_stored_model_is_refused(serve: Callable[..., Server]) -> None:
     with serve(1, models__load_on_demand="false") as server:
         status, answer = ask(server, "b")
