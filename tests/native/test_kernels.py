@@ -182,6 +182,16 @@ def test_dense_products(
     agrees(twin.matmul(x, weight), exact(x) @ exact(weight).T, dtype)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4, 6, 7, 8, 13, 20])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("depth", [2047, 7001])
+def test_dense_products_read_in_blocks_of_short_and_of_long_rows(
+    twin: ModuleType, rows: int, dtype: mx.Dtype, depth: int
+) -> None:
+    x, weight = normal(rows, (rows, depth)), normal(depth, (45, depth)).astype(dtype)
+    agrees(twin.matmul(x, weight), exact(x) @ exact(weight).T, mx.float32)
+
+
 @examples(40)
 @given(seeds, types, types, st.integers(1, 5), st.integers(1, 700), st.integers(0, 2), st.booleans())
 def test_norms(

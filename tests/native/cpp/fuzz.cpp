@@ -199,7 +199,7 @@ void quantised_product() {
 }
 
 void dense_product() {
-  long rows = number(1, 70), columns = number(1, 300), count = number(1, 40);
+  long rows = number(1, 70), columns = number(1, 20) == 1 ? number(3000, 7000) : number(1, 300), count = number(1, 40);
   Typed weight = typed(rows * columns);
   check_product(DenseMatrix{weight.bytes.data(), weight.type, rows, columns, columns}, weight.values, count,
                 "dense product");
