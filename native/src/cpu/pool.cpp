@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 namespace mlx_serving::cpu {
 namespace {
@@ -39,6 +41,8 @@ struct Pool {
   void* context = nullptr;
   int sharing = 1;
   Share shares[kMostWorkers + 1];
+  std::mutex failing;
+  std::exception_ptr failure;  // what a chunk of this work threw first
 
   // Twice the number of works given out, and one more while there may be chunks to take. A worker counts itself in and
   // looks; the caller closes and then waits until nobody is inside. So whoever comes late, because its core was taken,
@@ -47,13 +51,18 @@ struct Pool {
   alignas(64) std::atomic<int> inside{0};
   alignas(64) std::atomic<int> asleep{0};
 
-  void take(int own) {
-    for (int i = 0; i < sharing; i++) {
-      Share& share = shares[(own + i) % sharing];
-      // A look costs less than counting on what is empty.
-      if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
-      for (int chunk; (chunk = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
-        function(context, chunk);
+  void take(int own) noexcept {
+    try {
+      for (int i = 0; i < sharing; i++) {
+        Share& share = shares[(own + i) % sharing];
+        // A look costs less than counting on what is empty.
+        if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
+        for (int chunk; (chunk = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+          function(context, chunk);
+      }
+    } catch (...) {
+      std::lock_guard<std::mutex> hold(failing);
+      if (!failure) failure = std::current_exception();
     }
   }
 
@@ -82,29 +91,6 @@ struct Pool {
     return now;
   }
 
-  // While it lives, there may be chunks to take. When it ends, also by a chunk of the caller's that threw, no other thread is
-  // inside.
-  class OpenTurn {
-   public:
-    explicit OpenTurn(Pool& pool) : pool_(pool), closed_(pool.turn.load(std::memory_order_relaxed) + 2) {
-      pool_.turn.store(closed_ - 1);
-      if (pool_.asleep.load() > 0) pool_.turn.notify_all();
-    }
-    OpenTurn(const OpenTurn&) = delete;
-    OpenTurn& operator=(const OpenTurn&) = delete;
-    ~OpenTurn() {
-      pool_.turn.store(closed_);
-      for (int spin = 0; pool_.inside.load() > 0; spin++) {
-        if (spin < kCallerSpins) relax();
-        else std::this_thread::yield();
-      }
-    }
-
-   private:
-    Pool& pool_;
-    unsigned closed_;
-  };
-
   // By the one thread that holds `entry`.
   void run(int count, ChunkFunction chunk_function, void* chunk_context) {
     function = chunk_function;
@@ -114,8 +100,16 @@ struct Pool {
       shares[i].end = int(long(count) * (i + 1) / sharing);
       shares[i].next.store(int(long(count) * i / sharing), std::memory_order_relaxed);
     }
-    OpenTurn open(*this);
+    unsigned closed = turn.load(std::memory_order_relaxed) + 2;
+    turn.store(closed - 1);
+    if (asleep.load() > 0) turn.notify_all();
     take(0);
+    turn.store(closed);
+    for (int spin = 0; inside.load() > 0; spin++) {
+      if (spin < kCallerSpins) relax();
+      else std::this_thread::yield();
+    }
+    if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
   }
 };
 

@@ -11,8 +11,8 @@ void set_threads(int count);
 int threads();
 
 // Runs function(context, chunk) for every chunk in [0, chunks) and returns when all are done. While another thread
-// is inside, the caller does all chunks itself, so no caller waits for another's work. What a chunk of the caller's throws
-// is thrown when no chunk runs any more; then some may not have run. In another thread it ends the process.
+// is inside, the caller does all chunks itself, so no caller waits for another's work. What a chunk throws first, in any
+// thread, is thrown when no chunk runs any more; then some may not have run.
 void run_chunks(int chunks, ChunkFunction function, void* context);
 
 template <class Function>

@@ -647,12 +647,13 @@ void layers() {
   check(close(out, expected, 2e-4), "layers");
 }
 
-// One that throws in the thread that asked leaves the pool as it was: two chunks that wait for each other still meet.
-void a_chunk_that_throws() {
+// One that throws, in the thread that asked or in another, reaches the one that asked and leaves the pool as it was: two
+// chunks that wait for each other still meet.
+void a_chunk_that_throws(bool in_caller) {
   std::thread::id caller = std::this_thread::get_id();
   std::atomic<bool> has_thrown{false};
   auto chunk = [&](int) {
-    if (std::this_thread::get_id() == caller) {
+    if ((std::this_thread::get_id() == caller) == in_caller) {
       has_thrown = true;
       throw std::bad_alloc();
     }
@@ -678,7 +679,7 @@ void a_chunk_that_throws() {
 int main(int, char** arguments) {
   int turns = std::atoi(arguments[1]);
   set_threads(3);
-  a_chunk_that_throws();
+  for (bool in_caller : {true, false}) a_chunk_that_throws(in_caller);
   for (const char* name : {"scalar", "avx2", "avx512", "avx512_vnni", "neon"}) {
     if (!use_instructions(name)) continue;
     for (int turn = 0; turn < turns; turn++) {
