@@ -47,8 +47,8 @@ LAYERS = {
     "actors.clock": (),
     "actors.messages": (*BASIS, "config", "native"),
     "actors": ("actors", "config", "native"),
-    "frontends.http": ("frontends.http", "frontends.client", *BASIS, "config", "native"),
-    "frontends.stdio": ("frontends.stdio", "frontends.client", *BASIS, "config", "native"),
+    "frontends.http": ("frontends.http", "frontends.client", "frontends.tool_calls", *BASIS, "config", "native"),
+    "frontends.stdio": ("frontends.stdio", "frontends.client", "frontends.tool_calls", *BASIS, "config", "native"),
     "frontends": ("frontends", "actors", "config", "native"),
 }
 """Which of our modules a module may import; the longest name that fits the importing module decides."""

@@ -33,22 +33,3 @@ class WholeCalls:
             }
             for index, head in sorted(self._heads.items())
         ]
-
-
-def joined(parts: Iterable[ToolCallPart]) -> list[ToolCallPart]:
-    """Neighbours of one call in one part."""
-    found: list[ToolCallPart] = []
-    for part in parts:
-        if found and found[-1].index == part.index and part.name is None:
-            found[-1] = attrs.evolve(found[-1], arguments=found[-1].arguments + part.arguments)
-        else:
-            found.append(part)
-    return found
-
-
-def streamed(part: ToolCallPart) -> dict[str, Any]:
-    """One entry of a chunk: id, type and name with the first piece of a call, then arguments alone."""
-    function = {"arguments": part.arguments}
-    if part.name is None:
-        return {"index": part.index, "function": function}
-    return {"index": part.index, "id": part.id, "type": "function", "function": {"name": part.name, **function}}

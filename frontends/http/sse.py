@@ -17,8 +17,8 @@ from starlette.types import Send
 from mlx_serving.actors.errors import ServingError
 from mlx_serving.actors.messages.frontend import Delta
 from mlx_serving.actors.messages.values import SequenceEnd, Timings, ToolCallPart, Usage
+from mlx_serving.frontends import tool_calls
 from mlx_serving.frontends.http.answers import Heading, timings_body, usage_body
-from mlx_serving.frontends.http.calls import joined, streamed
 from mlx_serving.frontends.http.logprobs import chat_logprobs, completion_logprobs
 from mlx_serving.frontends.http.openai import Call
 from mlx_serving.frontends.http.replies import error_body
@@ -91,7 +91,7 @@ class EventEncoder:
         """Reasoning comes before the text's event, calls after it."""
         event = self._delta(index, {"reasoning_content": reasoning}) if reasoning else b""
         event += text
-        return event + self._delta(index, {"tool_calls": list(map(streamed, joined(calls)))}) if calls else event
+        return event + self._delta(index, {"tool_calls": tool_calls.told(calls)}) if calls else event
 
     def _delta(self, index: int, fields: dict[str, Any]) -> bytes:
         """An event of a chat with any fields. The suffix closes the delta."""

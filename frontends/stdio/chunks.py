@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import attrs
-
 from mlx_serving.actors.messages.frontend import Delta
-from mlx_serving.actors.messages.values import ToolCallPart
+from mlx_serving.frontends import tool_calls
 
 Token = dict[str, Any]
 """`token` (its text), `token_id`, `logprob` where it was asked for, `reasoning_content` and `tool_calls` if any."""
@@ -50,26 +48,7 @@ def _said(delta: Delta) -> list[Token]:
     said: list[Token] = [{"reasoning_content": delta.reasoning}] if delta.reasoning else []
     if delta.text:
         said.append({"token": delta.text})
-    return said + [{"tool_calls": [_call(part)]} for part in joined(delta.tool_calls)]
-
-
-def joined(parts: Iterable[ToolCallPart]) -> list[ToolCallPart]:
-    """Neighbours of one call in one part."""
-    found: list[ToolCallPart] = []
-    for part in parts:
-        if found and found[-1].index == part.index and part.name is None:
-            found[-1] = attrs.evolve(found[-1], arguments=found[-1].arguments + part.arguments)
-        else:
-            found.append(part)
-    return found
-
-
-def _call(part: ToolCallPart) -> dict[str, Any]:
-    """Id, type and name with the first piece of a call, then arguments alone."""
-    if part.name is None:
-        return {"index": part.index, "function": {"arguments": part.arguments}}
-    function = {"name": part.name, "arguments": part.arguments}
-    return {"index": part.index, "id": part.id, "type": "function", "function": function}
+    return said + [{"tool_calls": [call]} for call in tool_calls.told(delta.tool_calls)]
 
 
 def chunks(stream_id: str, tokens: list[Token], limit: int) -> Iterator[dict[str, Any]]:
