@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ import attrs
 
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.messages.values import AdapterInfo
-from mlx_serving.actors.models.metadata import read_config, weight_files
+from mlx_serving.actors.models.metadata import read_object, weight_files
 from mlx_serving.actors.models.safetensors_file import StoredTensor, read_header
 
 Form = Literal["mlx-lm", "peft"]
@@ -105,7 +104,7 @@ def describe_adapter(folder: Path, base: str, name: str, source: str, base_finge
 
 def check_base(adapter: AdapterRecord, folder: Path) -> None:
     """ModelLoadFailed when a layer of the adapter is not one of the model in `folder`, or has another shape."""
-    config, _ = read_config(folder)
+    config, _ = read_object(folder / "config.json")
     headers = [read_header(path)[0] for path in weight_files(folder)]
     # On disk a layer may stand under another prefix than in the loaded model.
     tensors = {_tail(tensor.name): tensor for header in headers for tensor in header if "vision" not in tensor.name}
@@ -142,19 +141,6 @@ def _inputs(weight: StoredTensor, scales: StoredTensor | None, config: Mapping[s
     own = settings.get(layer)
     width = own if isinstance(own, dict) else settings
     return scales.shape[1] * int(width.get("group_size", 0))
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelLoadFailed(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelLoadFailed(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelLoadFailed(f"{path} must hold a JSON object")
-    return config
 
 
 def _form(folder: Path) -> Form:
@@ -232,7 +218,7 @@ def _read(
 
     `states` are change times and sizes of the files, which name their contents.
     """
-    config = _config(folder)
+    config, _ = read_object(folder / CONFIG)
     tensors, header = read_header(folder / FILES[form])
     scale = _mlx_scale(folder, config) if form == "mlx-lm" else _peft_scale(folder, config)
     layers = MappingProxyType(_layers(folder, form, tensors))

@@ -33,7 +33,7 @@ def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
 
     Its tokenizer is not read: for up to half a second no other thread of the process would run.
     """
-    config, raw_config = read_config(folder)
+    config, raw_config = read_object(folder / "config.json")
     text = _text_config(config)
     files = weight_files(folder)
     headers = [read_header(path) for path in files]
@@ -61,19 +61,18 @@ def describe_folder(folder: Path, name: str, source: str) -> ModelRecord:
     )
 
 
-def read_config(folder: Path) -> tuple[dict[str, Any], bytes]:
-    """config.json as an object and as bytes."""
-    path = folder / "config.json"
+def read_object(path: Path) -> tuple[dict[str, Any], bytes]:
+    """A file of one JSON object, and its bytes. ModelLoadFailed names the file."""
     try:
         raw = path.read_bytes()
-        config = json.loads(raw)
+        value = json.loads(raw)
     except OSError as error:
         raise ModelLoadFailed(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ModelLoadFailed(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(value, dict):
         raise ModelLoadFailed(f"{path} must hold a JSON object")
-    return config, raw
+    return value, raw
 
 
 def weight_files(folder: Path) -> list[Path]:
