@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from support.server import Server
 
@@ -32,3 +33,21 @@ def scripted(serving_home: Path, placement: str) -> Iterator[Server]:
     }
     with Server(serving_home, admission__stream_window=64, **settings) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def server(serving_home: Path) -> Iterator[Server]:
+    """The real model as it is served by default."""
+    with Server(serving_home) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def model(client: openai.OpenAI) -> str:
+    return client.models.list().data[0].id

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import openai
 import pytest
-from support.server import Server
 
 pytestmark = [pytest.mark.integration, pytest.mark.model]
 
 PROMPT = "The capital of France is"
-
-
-@pytest.fixture(scope="module")
-def server(serving_home: Path) -> Iterator[Server]:
-    with Server(serving_home) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def model(client: openai.OpenAI) -> str:
-    return client.models.list().data[0].id
 
 
 def test_a_chat_streams_with_usage_and_a_true_finish_reason(client: openai.OpenAI, model: str) -> None:

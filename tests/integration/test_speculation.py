@@ -31,20 +31,20 @@ def counter(server: Server, name: str) -> float:
     return sum(float(value) for value in re.findall(rf"^mlx_serving_{name}_total{{.*}} (\S+)$", text, re.MULTILINE))
 
 
-def test_a_prediction_is_told_of_in_usage_and_changes_no_word(server: Server) -> None:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300) as client:
-        model = client.models.list().data[0].id
-        plain = client.chat.completions.create(
-            model=model, messages=MESSAGES, temperature=0, max_tokens=80, extra_body={"speculation": False}
-        )
-        text = plain.choices[0].message.content or ""
-        fast = client.chat.completions.create(
-            model=model,
-            messages=MESSAGES,
-            temperature=0,
-            max_tokens=80,
-            prediction={"type": "content", "content": text},
-        )
+def test_a_prediction_is_told_of_in_usage_and_changes_no_word(
+    client: openai.OpenAI, model: str, server: Server
+) -> None:
+    plain = client.chat.completions.create(
+        model=model, messages=MESSAGES, temperature=0, max_tokens=80, extra_body={"speculation": False}
+    )
+    text = plain.choices[0].message.content or ""
+    fast = client.chat.completions.create(
+        model=model,
+        messages=MESSAGES,
+        temperature=0,
+        max_tokens=80,
+        prediction={"type": "content", "content": text},
+    )
     assert fast.choices[0].message.content == text
     assert plain.usage is not None
     assert plain.usage.completion_tokens_details is not None

@@ -6,7 +6,6 @@ import datetime
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path
@@ -41,23 +40,6 @@ class Place(BaseModel):
     climate: Climate
     rivers: list[River] = Field(max_length=1)
     population: int = Field(ge=0, le=10**8)
-
-
-@pytest.fixture(scope="module")
-def server(serving_home: Path) -> Iterator[Server]:
-    with Server(serving_home) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def model(client: openai.OpenAI) -> str:
-    return client.models.list().data[0].id
 
 
 def test_parse_gives_an_instance_of_a_pydantic_model(client: openai.OpenAI, model: str) -> None:

@@ -67,12 +67,6 @@ def server(smollm2: ModelRecord, tmp_path_factory: pytest.TempPathFactory) -> It
         yield started
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def test_a_required_call_is_valid_whatever_the_model_would_say(client: OpenAI) -> None:
     for seed in range(3):
         answer = client.chat.completions.create(
