@@ -83,12 +83,14 @@ def load_settings(
     profile: str | None = None,
     file: Path | None = None,
     env: Mapping[str, str] | None = None,
+    assignments: Mapping[str, object] | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> Loaded:
     """Settings from every layer; raises ConfigurationInvalid with every problem of every layer.
 
     `file` replaces `home/runtime.yaml` and must exist. A profile is a file of `home/profiles` or a packaged
-    one. `overrides` are typed values by dotted key; None means that the flag was not given.
+    one. `assignments` are the typed values of --set by dotted key, `overrides` those of a command's own flags, which
+    win; None means that the flag was not given.
     """
     found: list[_Value | _Problem] = []
     if profile is not None:
@@ -97,6 +99,7 @@ def load_settings(
     if file is not None or path.exists():
         found += _file(path, lambda line: Origin("file", str(path), line))
     found += _environment(env or {})
+    found += [_Value(key, value, Origin("flag", "--set")) for key, value in (assignments or {}).items()]
     found += _flags(overrides or {})
     return _settle(found)
 

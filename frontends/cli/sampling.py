@@ -37,19 +37,24 @@ class Drawing:
         )
 
 
-_UNIT = click.FloatRange(0, 1)
 _LARGEST = (1 << 63) - 1
 """Of the integers that cross the bus."""
 
 OPTIONS = (
     click.option("--model", "-m", type=model_name, help="Model to ask; the default model if not given."),
     click.option("--max-tokens", "-n", type=click.IntRange(1, _LARGEST), help="Longest answer, in tokens."),
-    click.option("--temperature", "-t", type=click.FloatRange(min=0), help="0 is greedy; 1 if not given."),
-    click.option("--top-p", type=_UNIT, help="Keep the likeliest tokens up to this probability."),
+    click.option("--temperature", "-t", type=click.FloatRange(0, 2), help="0 is greedy; 1 if not given."),
+    click.option(
+        "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep the likeliest tokens up to this probability."
+    ),
     click.option("--top-k", type=click.IntRange(0, _LARGEST), help="Keep this many of the likeliest tokens."),
-    click.option("--min-p", type=_UNIT, help="Drop tokens less likely than this share of the likeliest."),
+    click.option(
+        "--min-p", type=click.FloatRange(0, 1), help="Drop tokens less likely than this share of the likeliest."
+    ),
     click.option("--seed", type=click.IntRange(-_LARGEST, _LARGEST), help="Makes a sampled answer repeatable."),
-    click.option("--reasoning-effort", help="none, low, medium, high: for models whose chat template knows it."),
+    click.option(
+        "--reasoning-effort", help="none, minimal, low, medium, high or xhigh: for models whose chat template knows it."
+    ),
     click.option("--thinking-budget", type=click.IntRange(0), help="Tokens of reasoning after which it is ended."),
     click.option("--stop", multiple=True, help="End before this text; may be repeated."),
 )

@@ -38,9 +38,14 @@ class Sources:
 
     def load(self, overrides: Mapping[str, object] | None = None) -> Loaded:
         """Settings with the command's own flags on top; a flag that is None was not given."""
-        flags = {key: _typed(key, text) for key, text in self.assignments.items()}
-        flags |= {key: value for key, value in (overrides or {}).items() if value is not None}
-        return load_settings(home=self.home, profile=self.profile, file=self.file, env=os.environ, overrides=flags)
+        return load_settings(
+            home=self.home,
+            profile=self.profile,
+            file=self.file,
+            env=os.environ,
+            assignments={key: _typed(key, text) for key, text in self.assignments.items()},
+            overrides=overrides,
+        )
 
     def load_for(self, model: str | None, overrides: Mapping[str, object] | None = None) -> Loaded:
         """Settings with `model` as the default one, without the adapter in `model:adapter`.

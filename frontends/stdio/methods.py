@@ -152,7 +152,7 @@ METHODS = {
     "shutdown": Method(requests.NONE, shutdown, urgent=True),
 }
 
-_NO_DRAFTS = "is not supported: this runtime serves no draft models"
+_NO_DRAFTS = "is not supported: a draft model is named at the start, by --draft-model, and checked there"
 _NO_VISION = "is not supported: this runtime serves text models only"
 UNSUPPORTED = {
     "check_draft": _NO_DRAFTS,
