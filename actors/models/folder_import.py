@@ -50,6 +50,6 @@ def complete_tokenizer(folder: Path) -> None:
     if done.returncode or not (folder / "tokenizer.json").exists():
         reason = done.stderr.strip().splitlines()[-1:] or ["transformers gave no reason"]
         raise ModelLoadFailed(
-            f"the folder has no tokenizer.json and none can be built from its other files: {reason[0]}. "
+            f"the folder has no tokenizer.json and none can be built from its other files: {reason[0].rstrip('.')}. "
             "Save the tokenizer with transformers' save_pretrained and add its files"
         )

@@ -132,6 +132,8 @@ class ModelStore:
         """Takes in a folder that MLX can load: links its files, or copies them if told to."""
         if not folder.is_dir():
             raise InvalidParameter(f"{folder} is not a folder", field="folder")
+        if not (folder / "config.json").is_file():
+            raise InvalidParameter(f"{folder} holds no model: there is no config.json in it", field="folder")
         with self._new(name, progress) as build:
             gather(folder.resolve(), build, copy, progress)
             complete_tokenizer(build)

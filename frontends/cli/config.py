@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -61,16 +62,22 @@ def validate(checked: Path, profile: str | None) -> None:
 @config.command()
 @click.option("--force", is_flag=True, help="Replace the file that is there.")
 def init(force: bool) -> None:
-    """Write the home folder's settings file with every setting, its default and its meaning."""
+    """Write the home folder's settings file: every setting, its default and its meaning, commented out."""
     target = settings_file(home_folder(), None)
     if target.exists() and not force:
         raise InvalidParameter(f"{target} exists already: edit it, or replace it with --force")
     documented = resources.files("mlx_serving.config").joinpath("runtime.yaml").read_text(encoding="utf-8")
     try:
-        _write_private(target, documented)
+        _write_private(target, _commented(documented))
     except OSError as error:
         raise StorageFull(f"{target} cannot be written: {error.strerror}") from error
     print(target)
+
+
+def _commented(documented: str) -> str:
+    """Without effect until a # is taken away: a value that stands in the file wins over profiles and later defaults."""
+    settings = re.sub(r"^( *)(\w+: .+)$", r"\1# \2", documented.partition("\n\n")[2], flags=re.MULTILINE)
+    return f"# Every setting with its default. Take the # away from those that you change.\n\n{settings}"
 
 
 def _write_private(target: Path, text: str) -> None:

@@ -64,7 +64,17 @@ def test_init_writes_a_private_file_that_is_valid_and_changes_nothing(shell: She
     assert shell("config", "init").exit_code == 0
     assert (home / "runtime.yaml").stat().st_mode & 0o777 == 0o600
     after = json.loads(shell("config", "show", "--json").stdout)
-    assert [row["value"] for row in after] == [row["value"] for row in before]
+    assert after == before
+
+
+def test_what_is_uncommented_in_the_file_of_init_counts_and_profiles_still_do(shell: Shell, home: Path) -> None:
+    assert shell("config", "init").exit_code == 0
+    file = home / "runtime.yaml"
+    file.write_text(file.read_text().replace("  # port: 8080", "  port: 9000"))
+    shown = json.loads(shell("config", "show", "--json", "--profile", "low-memory").stdout)
+    origins = {row["key"]: row["origin"].split()[0] for row in shown}
+    assert origins.pop("http.port") == "file"
+    assert set(origins.values()) == {"default", "profile"}
 
 
 def test_init_replaces_a_file_only_when_told_to(shell: Shell, home: Path) -> None:

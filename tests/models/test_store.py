@@ -210,6 +210,9 @@ def test_a_model_that_is_here_needs_no_writable_home(models: ModelStore, alias: 
 
 
 def test_a_folder_that_is_no_model_is_refused_by_what_it_lacks(models: ModelStore, tmp_path: Path) -> None:
+    with pytest.raises(InvalidParameter, match=r"holds no model: there is no config\.json"):
+        models.import_folder(tmp_path, "mine")
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelLoadFailed, match="tokenizer"):
         models.import_folder(tmp_path, "mine")
     with pytest.raises(InvalidParameter, match="not a folder"):
