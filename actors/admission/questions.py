@@ -13,7 +13,7 @@ from mlx_serving.actors.admission.catalogue import Catalogue, Served
 from mlx_serving.actors.admission.conversation import chat_text
 from mlx_serving.actors.admission.models import Answer, Models
 from mlx_serving.actors.admission.policy import Gate
-from mlx_serving.actors.admission.rendering import RenderingPool
+from mlx_serving.actors.admission.rendering import RenderingPool, give_back
 from mlx_serving.actors.admission.requests import Requests
 from mlx_serving.actors.base import Node
 from mlx_serving.actors.errors import InvalidParameter, ServingError, describe
@@ -73,6 +73,7 @@ class Questions:
             messages = None if asked.messages is None else self._requests.volatile.strip(asked.messages)
             text = asked.text if messages is None else chat_text(tokenizer, messages)
             ids = tokenizer.encode(text or "", asked.add_special_tokens and asked.messages is None)
+            give_back(len(ids))
             return Tokenized(info.name, pack_ids(ids), tuple(tokenizer.token_strings(ids)), info.context_length)
 
         self._run(job, answer)
