@@ -152,3 +152,15 @@ async def _listen(reader: asyncio.StreamReader, pipe: Any) -> asyncio.ReadTransp
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     return transport
+
+
+def texts(notifications: list[Message]) -> list[str]:
+    """The text of every token, in order, whichever form its chunk has."""
+    chunks = [each["params"] for each in notifications if each["method"] == "stream.chunk"]
+    return [token["token"] for chunk in chunks for token in chunk.get("tokens", [chunk])]
+
+
+async def until(fact: Any) -> None:
+    async with asyncio.timeout(60):
+        while not fact():  # noqa: ASYNC110
+            await asyncio.sleep(0)
