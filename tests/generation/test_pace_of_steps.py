@@ -74,6 +74,18 @@ def test_after_a_check_plain_steps_count_once_they_follow_each_other(
     assert len(seen) - seen.count(1) == sum(width > 1 for width in widths)
 
 
+def test_steps_of_rows_that_have_left_tell_nothing_of_their_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the last of them are read nothing more is set going."""
+    record = make_tiny_model(tmp_path / "model", "llama")
+    seen: list[int] = []
+    monkeypatch.setattr(Speculator, "saw_step", lambda self, rows, width, seconds: seen.append(rows))
+    said, _ = _said(record, Speculation(mode="lookup"), b"")
+    assert len(said) == 60
+    assert set(seen) == {1}
+
+
 def _said(record: ModelRecord, speculation: Speculation, prediction: bytes) -> tuple[list[int], list[int]]:
     """The tokens of an answer, and the widths of the steps of its engine, 1 for a plain one."""
     settings = Generation(prefix_cache=PrefixCache(enabled=False), speculation=speculation)

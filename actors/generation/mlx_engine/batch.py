@@ -13,7 +13,7 @@ import attrs
 import mlx.core as mx
 
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import picking
+from mlx_serving.actors.generation.mlx_engine import launched_numbers, picking
 from mlx_serving.actors.generation.mlx_engine.adapters import Adapters
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.logprobs import Logprobs, logprobs_of, wanted_logprobs
@@ -129,7 +129,7 @@ class Batch:
         drafts = drafts.astype(mx.int32)
         inputs = mx.concatenate([self._inputs[:, None], drafts], axis=1)
         logits = self.cache.forward(inputs, is_plain=not any(adapters))
-        is_proposed = mx.arange(drafts.shape[1]) < mx.array(list(counts), dtype=mx.int32)[:, None]
+        is_proposed = mx.arange(drafts.shape[1]) < launched_numbers.integers(counts)[:, None]
         if drafted is not None:
             drafted = mx.where(is_proposed[..., None], drafted, 0.0)
         tokens = self._prepared_sampler().ahead(logits, drafts, masks, drafted)
@@ -147,7 +147,7 @@ class Batch:
         self.cache.drop([width - count for count in counts])
         tokens = mx.maximum(check.tokens, 0)
         self._prepared_sampler().advance(tokens, counts)
-        last = mx.array(list(counts), dtype=mx.int32)[:, None] - 1
+        last = launched_numbers.integers(counts)[:, None] - 1
         self._inputs = picking.along_last(tokens, last)[:, 0]
 
     def sample(self, logits: mx.array, masks: mx.array | None = None) -> Step:

@@ -226,14 +226,14 @@ class Decoding:
 
         Since the one before it, the device has computed these and the host has set going what is beside the next step:
         the time says something where that is as much. After a check the host has two steps to set going before it reads
-        a plain one.
+        a plain one. Once rows have left it sets less going, so that steps of so many rows look cheaper than they are.
         """
         now = self._clock()
         counts = prefilled == self._prefilled and (width > 1 or self._is_steady)
         if self._read_at is not None and counts:
             self.pace.observe(now - self._read_at, prefilled, rows, before)
-            if self.speculator is not None and not prefilled:
-                self.speculator.saw_step(len(self.batch.rows), width, now - self._read_at)
+            if self.speculator is not None and not prefilled and rows == len(self.batch.rows):
+                self.speculator.saw_step(rows, width, now - self._read_at)
         self._read_at, self._is_steady = (now if self.batch.rows else None), width == 1
 
     def _overlaps(self) -> bool:

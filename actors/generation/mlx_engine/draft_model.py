@@ -17,7 +17,7 @@ import mlx.nn
 from mlx_serving.actors.clock import Clock
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.generation.mlx_engine import caches as prompt_caches
-from mlx_serving.actors.generation.mlx_engine import composed_attention, loading
+from mlx_serving.actors.generation.mlx_engine import composed_attention, launched_numbers, loading
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.device import is_cpu
 from mlx_serving.actors.generation.mlx_engine.row import Row
@@ -197,13 +197,12 @@ class DraftModel:
         nothing."""
         pending = [held.pending if is_asked else [] for held, is_asked in zip(self._held, asked, strict=True)]
         width = max(map(len, pending))
-        inputs = mx.array([[*ids, *[0] * (width - len(ids))] for ids in pending], dtype=mx.int32)
-        logits = self._cache.forward(inputs)
+        logits = self._cache.forward(launched_numbers.table(pending, width))
         self._cache.drop([width - len(ids) for ids in pending])
         for held, ids in zip(self._held, pending, strict=True):
             held.length += len(ids)
         last = [place * width + max(0, len(ids) - 1) for place, ids in enumerate(pending)]
-        return logits.reshape(-1, logits.shape[-1])[mx.array(last, dtype=mx.int32)]
+        return logits.reshape(-1, logits.shape[-1])[launched_numbers.integers(last)]
 
     def _fill(self, held: _Held, budget: int) -> int:
         """Prefill a row up to its last id; how many tokens that took."""
@@ -211,7 +210,7 @@ class DraftModel:
         if held.caches is None:
             held.caches = prompt_caches.new_caches(self._model, self._form)
         if count:
-            chunk = mx.array(held.pending[:count], dtype=mx.int32)
+            chunk = launched_numbers.integers(held.pending[:count])
             self._attending(chunk[None], cache=held.caches)
             prompt_caches.start(prompt_caches.states(held.caches))
             held.length += count

@@ -33,6 +33,12 @@ def integers(values: Sequence[int]) -> mx.array:
     return _launched(list(values))
 
 
+def table(rows: Sequence[Sequence[int]], width: int) -> mx.array:
+    """int32 numbers [rows, width]; 0 where a row has fewer."""
+    filled = [number for row in rows for number in (*row, *[0] * (width - len(row)))]
+    return integers(filled).reshape(len(rows), width)
+
+
 def floats(values: NDArray[np.float32]) -> mx.array:
     """A copy of float32 numbers on the device, still to be computed."""
     if not _can_carry(values.size):

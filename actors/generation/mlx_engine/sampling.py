@@ -131,7 +131,7 @@ class Draw:
         self._inverse_temperature = _column([_inverse_temperature(each) or 1.0 for each in parameters])
         self._min_p = _column([each.min_p for each in parameters]) if any(p.min_p for p in parameters) else None
         self._order = _order(parameters)
-        self._limits = mx.array([each.top_k for each in parameters], dtype=mx.int32)
+        self._limits = launched_numbers.integers([each.top_k for each in parameters])
         told = [[_inverse_temperature(each), each.top_p, each.min_p, 0.0] for each in parameters]
         self._told = np.array(told, dtype=np.float32)
         """What the kernel takes, but for the numbers of this draw."""
@@ -240,11 +240,10 @@ class Sampler:
             return tokens
         drafted = mx.pad(drafted, [(0, 0), (0, 0), (0, vocab_size - drafted.shape[2])])
         weights = draw.weights(logits, flat).reshape(rows, width, vocab_size)
-        chances = [row.uniform(place, ACCEPTANCE) for row in self._rows for place in range(width - 1)]
-        rest = [row.uniform(place) for row in self._rows for place in range(width - 1)]
-        judged = rejection.judged(
-            weights[:, :-1], drafts, drafted, *(mx.array(each).reshape(rows, width - 1) for each in (chances, rest))
-        )
+        chances = [[row.uniform(place, ACCEPTANCE) for place in range(width - 1)] for row in self._rows]
+        rest = [[row.uniform(place) for place in range(width - 1)] for row in self._rows]
+        numbers = (launched_numbers.floats(np.array(each, dtype=np.float32)) for each in (chances, rest))
+        judged = rejection.judged(weights[:, :-1], drafts, drafted, *numbers)
         is_drawn = mx.any(drafted > 0, axis=-1)
         said = mx.where(is_drawn, judged, tokens[:, :-1])
         return mx.concatenate([said, tokens[:, -1:]], axis=1)

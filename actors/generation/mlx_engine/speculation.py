@@ -16,6 +16,7 @@ import attrs
 import mlx.core as mx
 
 from mlx_serving.actors.clock import Clock
+from mlx_serving.actors.generation.mlx_engine import launched_numbers
 from mlx_serving.actors.generation.mlx_engine.batch import Batch
 from mlx_serving.actors.generation.mlx_engine.caches import Caches
 from mlx_serving.actors.generation.mlx_engine.draft_model import DraftModel
@@ -36,6 +37,9 @@ _TYPICAL = 64
 _HEDGE = 2.0
 """Times what taking a prompt in costs that proposals have to promise: that cost is certain, and answers may end, and
 machines change, before proposals have saved it."""
+_PAUSE = 8
+"""Steps after which it is asked again whether a draft model would save anything, once it would not: that changes
+slowly, and to work it out takes a hundredth of a small model's step on a GPU."""
 _TRIES = 3
 """Of each width at load; the first compiles what it needs, and the fastest counts."""
 
@@ -75,6 +79,7 @@ class Speculator:
         self._clock = clock
         self._costs = planner.costs
         self._draft_seconds = 0.0
+        self._pause = 0
 
     def saw_step(self, rows: int, width: int, seconds: float) -> None:
         """A step took so long that had `width` tokens in each row; if more than one, it was the last check."""
@@ -116,7 +121,7 @@ class Speculator:
         width = batch.cache.padded(width)
         drafts = [each.tokens if each else [] for each in proposals]
         masks = masks_of(batch.rows, drafts, width)
-        padded = mx.array([[*draft, *[0] * (width - 1 - len(draft))] for draft in drafts], dtype=mx.int32)
+        padded = launched_numbers.table(drafts, width - 1)
         check = batch.check(padded, list(map(len, drafts)), masks, _spread(drafted, batch.rows, width - 1))
         said = check.read()
         batch.settle(check, [len(tokens) for tokens in said])
@@ -155,9 +160,8 @@ class Speculator:
 
         Otherwise it takes no others up, and loses those that it has once they are too far ahead.
         """
-        best = Offer(self._planner.longest, self._shared.rate(DRAFT_KIND), is_drafted=True)
         wanted = [row for row, each in zip(rows, known, strict=True) if each is not None]
-        saving = self._planner.saving([best if each is not None else None for each in known])
+        saving = self._saving(known)
         if saving:
             wanted = [row for row in wanted if _HEDGE * draft.seconds_behind(row) <= saving * _to_come(row)]
         else:
@@ -167,6 +171,17 @@ class Speculator:
             draft.follow(wanted, budget)
         except Exception:
             self._give_up()
+
+    def _saving(self, known: Sequence[RowSpeculation | None]) -> float:
+        """What the draft model's proposals to these rows would save, as far as is known of them all; once that is
+        nothing, it is for the next steps."""
+        if self._pause:
+            self._pause -= 1
+            return 0.0
+        best = Offer(self._planner.longest, self._shared.rate(DRAFT_KIND), is_drafted=True)
+        saving = self._planner.saving([best if each is not None else None for each in known])
+        self._pause = 0 if saving else _PAUSE - 1
+        return saving
 
     def _give_up(self) -> None:
         """The draft model failed: go on without it."""

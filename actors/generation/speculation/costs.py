@@ -40,6 +40,8 @@ class StepCosts:
         """`curve`: seconds of a step by its places, for one and more. No step is slower than one with more places."""
         self._places = sorted(curve)
         self._seconds = [min(curve[wider] for wider in self._places if wider >= places) for places in self._places]
+        self._read: dict[int, float] = {}
+        """The curve at places that were asked for: a plan asks for many, at every step."""
         self._plain: dict[int, _Mean] = {}
         self._wide: dict[tuple[int, int], _Mean] = {}
         self._draft: dict[int, _Mean] = {}
@@ -86,6 +88,12 @@ class StepCosts:
 
     def _at(self, places: int) -> float:
         """The curve, straight between its points and beyond the last two."""
+        seconds = self._read.get(places)
+        if seconds is None:
+            seconds = self._read[places] = self._between(places)
+        return seconds
+
+    def _between(self, places: int) -> float:
         if len(self._places) == 1:
             return self._seconds[0]
         right = min(max(1, bisect_left(self._places, places)), len(self._places) - 1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_serving.actors.generation.mlx_engine import cuda_programs, launched_numbers
-from mlx_serving.actors.generation.mlx_engine.launched_numbers import floats, integers
+from mlx_serving.actors.generation.mlx_engine.launched_numbers import floats, integers, table
 
 
 class Device:
@@ -50,6 +50,13 @@ def test_integers_ride_on_the_launch_of_the_next_size(device: Device, count: int
     assert found.dtype == mx.int32
     assert found.tolist() == values
     assert device.words == next(size for size in (16, 64, 160) if size >= count)
+
+
+def test_rows_of_a_table_are_filled_up_with_nothing(device: Device) -> None:
+    found = table([[7, -8, 9], [], [10]], 4)
+    assert device.words == 16
+    assert found.dtype == mx.int32
+    assert found.tolist() == [[7, -8, 9, 0], [0, 0, 0, 0], [10, 0, 0, 0]]
 
 
 def test_floats_arrive_bit_by_bit(device: Device) -> None:

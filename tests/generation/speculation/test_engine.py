@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import attrs
@@ -18,7 +19,11 @@ from support.tiny_models import make_tiny_model
 from mlx_serving.actors.errors import ModelLoadFailed
 from mlx_serving.actors.generation.mlx_engine.draft_model import round_weights
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
+from mlx_serving.actors.generation.mlx_engine.speculation import _PAUSE, Speculator
+from mlx_serving.actors.generation.speculation.acceptance import SharedAcceptance
 from mlx_serving.actors.generation.speculation.costs import StepCosts
+from mlx_serving.actors.generation.speculation.planner import Planner
+from mlx_serving.actors.generation.speculation.row import RowSpeculation
 from mlx_serving.actors.messages.values import DraftCounts, Sampling, Stopping, pack_ids
 from mlx_serving.actors.models.record import ModelRecord
 from mlx_serving.actors.models.tokenizer import TextTokenizer
@@ -263,6 +268,25 @@ def test_where_it_does_not_pay_nothing_is_proposed(family: Family) -> None:
     assert not any(report.drafted for report in reports)
     assert len(driver.ids(ids)) == len(PROMPTS)
     engine.close()
+
+
+def test_whether_a_draft_model_would_save_anything_is_asked_now_and_then_while_it_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved, asked = 0.0, 0
+
+    def saving(*_: Any) -> float:
+        nonlocal asked
+        asked += 1
+        return saved
+
+    monkeypatch.setattr(Planner, "saving", saving)
+    speculator = Speculator("draft", Planner(StepCosts({1: 1.0}), longest=4), None, monotonic)
+    known = [RowSpeculation([1, 2, 3], [], SharedAcceptance(), looks_up=False), None]
+    assert [speculator._saving(known) for _ in range(2 * _PAUSE + 1)] == [0.0] * (2 * _PAUSE + 1)
+    assert asked == 3
+    saved = 0.5
+    assert [speculator._saving(known) for _ in range(_PAUSE + 1)] == [0.0] * (_PAUSE - 1) + [0.5, 0.5]
 
 
 def test_weights_of_a_draft_model_are_rounded_and_it_still_proposes(family: Family, plain: MlxEngine) -> None:
