@@ -84,7 +84,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Qwen2.5-0.5B, Llama-3.2-1B, Llama-3-8B, and one to show that everything works."""
 PREFIX = "random:"
-_DAMPING = 0.05
+_DAMPING = 0.02
+"""Of what the layers add that a draft model lacks: it says the same in five of six places."""
 _ALONE = {"max_rows": 32, "prefix_cache": PrefixCache(enabled=False), "speculation": Speculation(mode="off")}
 """What has a benchmark of its own is switched off in the others."""
 
