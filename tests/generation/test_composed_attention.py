@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -16,6 +17,7 @@ from support.engine_driver import GREEDY, Driver
 from support.tiny_models import make_tiny_model
 
 from mlx_serving.actors.generation.mlx_engine import composed_attention
+from mlx_serving.actors.generation.mlx_engine.draft_model import _CHUNK, load_draft
 from mlx_serving.actors.generation.mlx_engine.engine import MlxEngine
 from mlx_serving.actors.messages.values import Stopping
 from mlx_serving.actors.models.tokenizer import TextTokenizer
@@ -137,3 +139,22 @@ def test_answers_are_those_of_fused_attention(
         assert bool(passes) is (way == "on")
         engine.close()
     assert answers["on"] == answers["off"]
+
+
+def test_what_a_prompt_costs_a_draft_model_is_timed_in_the_way_that_prompts_go_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By fused attention each chunk would count as long as cuDNN takes to prepare for it."""
+    record = make_tiny_model(tmp_path / "model", "llama")
+    chosen = Generation(native_kernels=False, speculation=Speculation(mode="draft"))
+    draft = load_draft(record, record, TextTokenizer.load(record.path), chosen)
+    passes: list[int] = []
+    inner = composed_attention._composed
+
+    def counted(queries: mx.array, *rest: Any) -> mx.array:
+        passes.append(queries.shape[2])
+        return inner(queries, *rest)
+
+    monkeypatch.setattr(composed_attention, "_composed", counted)
+    draft.measure(monotonic)
+    assert set(passes) == {_CHUNK}

@@ -177,14 +177,14 @@ class DraftModel:
 
     def measure(self, clock: Clock) -> float:
         """Seconds of a pass of one token; those of a token of a prompt are kept. Of each the fastest of some, as the
-        first compiles what it needs."""
+        first compiles what it needs. A prompt goes in as in `follow`: MLX's fused attention would prepare each time."""
         caches = prompt_caches.new_caches(self._model, self._form)
         self._prompt_seconds = min(self._timed(caches, _CHUNK, clock) for _ in range(_TRIES)) / _CHUNK
         return min(self._timed(caches, 1, clock) for _ in range(_TRIES))
 
     def _timed(self, caches: Caches, tokens: int, clock: Clock) -> float:
         before = clock()
-        mx.eval(mx.argmax(self._model(mx.zeros((1, tokens), dtype=mx.int32), cache=caches)[:, -1], axis=-1))
+        mx.eval(mx.argmax(self._attending(mx.zeros((1, tokens), dtype=mx.int32), cache=caches)[:, -1], axis=-1))
         return clock() - before
 
     def clear(self) -> None:
