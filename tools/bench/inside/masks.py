@@ -30,7 +30,7 @@ def masks(subject: Subject, size: InsideSize) -> dict[str, Any]:
     guidance = Guidance("json_schema", json.dumps(_SCHEMA))
     free, guided = [], []
     with subject.engine() as engine:
-        for repetition in range(size.repetitions + 1):
+        for repetition in range(size.masked_repetitions + 1):
             pair = [_step_seconds(subject, Stage(engine), size, each) for each in (None, guidance)]
             if repetition:
                 free.append(pair[0])

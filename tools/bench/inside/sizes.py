@@ -20,6 +20,8 @@ class InsideSize:
     shared_tokens: int
     turns: int
     masked_steps: int
+    masked_repetitions: int
+    """More than others: what masks cost is less than what steps differ by."""
 
 
 QUICK = InsideSize(
@@ -34,6 +36,7 @@ QUICK = InsideSize(
     shared_tokens=256,
     turns=3,
     masked_steps=16,
+    masked_repetitions=1,
 )
 FULL = InsideSize(
     prompt_tokens=64,
@@ -47,6 +50,7 @@ FULL = InsideSize(
     shared_tokens=2000,
     turns=10,
     masked_steps=100,
+    masked_repetitions=9,
 )
 FULL_ON_CPU = attrs.evolve(
     FULL,
@@ -58,6 +62,7 @@ FULL_ON_CPU = attrs.evolve(
     rows=(8,),
     greedy_rows=(),
     masked_steps=40,
+    masked_repetitions=9,
 )
 """Where mlx_lm says eight tokens a second."""
 
