@@ -62,7 +62,6 @@ FULL_ON_CPU = attrs.evolve(
     rows=(8,),
     greedy_rows=(),
     masked_steps=40,
-    masked_repetitions=9,
 )
 """Where mlx_lm says eight tokens a second."""
 
