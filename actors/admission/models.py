@@ -1,4 +1,7 @@
-"""Bringing models in, keeping and losing them, as admission sees it: `residency` decides, this carries it out."""
+"""Bringing models in, keeping and losing them, as admission sees it: `residency` decides, this carries it out.
+
+Longer than most modules: a load, an unload and a replica that ends wait for each other, on the same few dictionaries.
+"""
 
 from __future__ import annotations
 

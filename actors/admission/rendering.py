@@ -63,10 +63,10 @@ def rendered(
     if asked.guidance is not None:
         check_guidance(asked.guidance)
     prompt = _prompt(tokenizer, asked, parsers, with_segments)
-    give_back(len(prompt.ids))
-    if asked.prediction is None:
-        return prompt
-    return attrs.evolve(prompt, prediction=tokenizer.encode(asked.prediction, add_special_tokens=False))
+    if asked.prediction is not None:
+        prompt = attrs.evolve(prompt, prediction=tokenizer.encode(asked.prediction, add_special_tokens=False))
+    give_back(len(prompt.ids) + len(prompt.prediction))
+    return prompt
 
 
 def give_back(tokens: int) -> None:

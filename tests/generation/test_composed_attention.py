@@ -26,6 +26,20 @@ from mlx_serving.config.schema import Generation, PrefixCache, Speculation
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4], [9, 8, 7] * 30, list(range(100, 160))]
 
 
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens a row of each layer's attention by plain operations."""
+    found: list[int] = []
+    inner = composed_attention._composed
+
+    def counted(queries: mx.array, *rest: Any) -> mx.array:
+        found.append(queries.shape[2])
+        return inner(queries, *rest)
+
+    monkeypatch.setattr(composed_attention, "_composed", counted)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def chosen() -> Iterator[None]:
     composed_attention.choose("on")
@@ -102,19 +116,9 @@ def test_caches_that_are_not_plain_stay_with_the_model() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_answers_are_those_of_fused_attention(
-    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_are_those_of_fused_attention(architecture: str, tmp_path: Path, passes: list[int]) -> None:
     """In chunks, several prompts in a pass, behind a cached prefix, and with proposals checked."""
     record = make_tiny_model(tmp_path / "model", architecture)
-    passes: list[int] = []
-    inner = composed_attention._composed
-
-    def counted(queries: mx.array, *rest: Any) -> mx.array:
-        passes.append(queries.shape[2])
-        return inner(queries, *rest)
-
-    monkeypatch.setattr(composed_attention, "_composed", counted)
     answers = {}
     ways: tuple[Literal["off", "on"], ...] = ("off", "on")
     for way in ways:
@@ -142,19 +146,12 @@ def test_answers_are_those_of_fused_attention(
 
 
 def test_what_a_prompt_costs_a_draft_model_is_timed_in_the_way_that_prompts_go_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, passes: list[int]
 ) -> None:
     """By fused attention each chunk would count as long as cuDNN takes to prepare for it."""
     record = make_tiny_model(tmp_path / "model", "llama")
     chosen = Generation(native_kernels=False, speculation=Speculation(mode="draft"))
     draft = load_draft(record, record, TextTokenizer.load(record.path), chosen)
-    passes: list[int] = []
-    inner = composed_attention._composed
-
-    def counted(queries: mx.array, *rest: Any) -> mx.array:
-        passes.append(queries.shape[2])
-        return inner(queries, *rest)
-
-    monkeypatch.setattr(composed_attention, "_composed", counted)
+    passes.clear()
     draft.measure(monotonic)
     assert set(passes) == {_CHUNK}
